@@ -23,6 +23,7 @@ MODULES = (
     "isolation",
     "regions",
     "judge",
+    "campaign",
 )
 DOCUMENT = Path(__file__).parent.parent / "docs" / "measured.md"
 """Page that shows the table."""

@@ -19,7 +19,7 @@ from npudiff.run.guardian import End, guarded
 from npudiff.show.document import STDOUT, DocumentFile
 from npudiff.text import complain, output_is_lost
 
-_RUN_KERNELS = {"check", "gate", "replay", "score", "self-test"}
+_RUN_KERNELS = {"campaign", "check", "gate", "replay", "score", "self-test"}
 """Commands that run code which somebody else wrote, and give a verdict on it."""
 
 

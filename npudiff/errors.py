@@ -24,7 +24,15 @@ class UsageError(Exception):
 
 
 class DeviceLost(Exception):
-    """A fresh process does not get a known answer from the device: no result counts any more."""
+    """A fresh process does not get a known answer from the device: no result counts any more.
+
+    Attributes
+    ----------
+    worker : int
+        Number of the worker whose device it is, where there are several.
+    """
+
+    worker = 0
 
 
 MANY = 64

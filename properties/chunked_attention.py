@@ -14,11 +14,12 @@ from npudiff.draw.data import Stream
 from npudiff.judge.compare import same_bits
 from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Comparison, Component, Property, Subject
-from npudiff.model.constraints import Box, allows
-from npudiff.properties._shared import rows
+from npudiff.model.constraints import Box, Numbers, allows
+from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.illegal import illegal_batch
 from npudiff.properties._shared.slots import page_names, page_order_axis
+from npudiff.properties.sliding_attention.case import SCALES
 from npudiff.properties.sliding_attention.strategy import MOST_HEADS
 from npudiff.reference.chunked_attention import ChunkedAttentionInputs, chunked_attention
 from npudiff.reference.paged_kv import PagedKV
@@ -39,6 +40,19 @@ SHORT_SHARE = 6
 MOST_OF_HEADS = 2**10
 """Elements of a key of all heads, where head dims are others than usual."""
 
+ANY_CHUNK = (*range(2, 128), *range(130, 1024, 9))
+"""Chunks of any size: what divides a position by them may round, and does so for some of them only; and long ones, in
+which kernels have several tiles of keys before the border."""
+
+LATER = 2**12
+"""Positions to which a request may go on, in chunks that nobody sees any more: each costs a column of a table."""
+
+MOST_SCORES = 2**17
+"""New tokens of a request times its tokens or its chunk, where there is a choice."""
+
+MOST_SCORES_OF_HEADS = 2**20
+"""The same of all requests and query heads up to which a case may have more heads."""
+
 _LENGTHS = range(2**16 + 1)
 _SIZES = range(1, 2**12 + 1)
 
@@ -52,19 +66,27 @@ class Request:
 
 
 def _draw_requests(choose: Chooser, box: Box, case: ChunkedAttentionCase) -> tuple[Request, ...]:
-    return choose.draw_list(
+    requests = choose.draw_list(
         box,
         "batch",
         (1, 2, 3),
         lambda: _draw_request(choose, box, case),
         lambda first, other: replace(other, query=first.query, kv=max(first.query, other.kv)),
     )
+    idle = empty_parts.which(choose.pick(empty_parts.SELDOM), len(requests))
+    if not allows(box.get("query_length", _LENGTHS), 0):
+        return requests
+    return tuple(replace(one, query=0) if place in idle else one for place, one in enumerate(requests))
 
 
 def _draw_request(choose: Chooser, box: Box, case: ChunkedAttentionCase) -> Request:
-    """Lengths at the borders of chunks, and new tokens that begin and end within them."""
+    """Lengths at the borders of chunks, early ones and a later one, and new tokens that begin and end within them.
+
+    Some begin at the last border, or cross it by a few rows, wherever they end.
+    """
     chunk = case.chunk
-    borders = [count * chunk + step for count in (1, 2, 3) for step in (-1, 0, 1)]
+    counts = (1, 2, 3, 4 if choose.far == "batch" else max(4, LATER // chunk))
+    borders = [count * chunk + step for count in counts for step in (-1, 0, 1)]
     if case.place_of_short == SHORT_SHARE - 1:
         borders = [chunk - 1, chunk - case.page_size // 2, chunk // 2 + 1]
     totals = [one for one in (1, 2, 5, *borders, chunk // 2 + chunk, 70) if 0 < one <= max(borders)]
@@ -73,12 +95,24 @@ def _draw_request(choose: Chooser, box: Box, case: ChunkedAttentionCase) -> Requ
     totals = totals or [total for total in (min(queries),) if allows(box.get("kv_length", _LENGTHS), total)]
     assume(totals)
     total = choose.pick(totals)
-    return Request(choose.pick([new for new in queries if new <= total]), total)
+    behind = (total - 1) % chunk + 1
+    near = [behind + step for step in (0, 1, 5) if allows(box.get("query_length", _LENGTHS), behind + step)]
+    fitting = [new for new in (*queries, *near, *near) if new <= total]
+    most = MOST_SCORES // (32 if choose.far else 1)
+    affordable = [new for new in fitting if new * min(total, chunk) <= most]
+    return Request(choose.pick(affordable or [min(fitting)]), total)
 
 
 def _chunks(case: ChunkedAttentionCase) -> tuple[int, ...]:
+    """Whole pages and their neighbours, very short ones, and in half of all cases any."""
     size = case.page_size
-    return (size, 2 * size, 2 * size, 4 * size, 3, 17, size + 1, 1, 3 * size)
+    return (*(size, 2 * size, 2 * size, 4 * size, 3, 17, size + 1, 1, 3 * size) * 24, *ANY_CHUNK)
+
+
+def _affords_heads(case: ChunkedAttentionCase, heads: int) -> bool:
+    """Whether so many query heads are worth what they cost."""
+    scores = sum(one.query * min(one.kv, case.chunk) for one in case.requests)
+    return heads <= MOST_HEADS and heads * scores <= MOST_SCORES_OF_HEADS
 
 
 @dataclass(frozen=True)
@@ -95,15 +129,15 @@ class ChunkedAttentionCase(Case):
     )  # fmt: skip
     page_size: int = axis("tokens per page", _SIZES, 16, drawn=(16, 16, 32, 48, 64, 128), shown="page {}", always=True)
     kv_heads: int = axis(
-        "KV heads", _SIZES, 1, drawn=(1, 2, 3), affordable=lambda _, heads: heads <= MOST_HEADS,
+        "KV heads", _SIZES, 1, drawn=(1, 2, 3), affordable=_affords_heads,
         shown=lambda case: f"heads {case.kv_heads * case.group}:{case.kv_heads}",
     )  # fmt: skip
     group: int = axis(
-        "query heads per KV head", _SIZES, 1, drawn=(1, 2, 5),
-        affordable=lambda case, group: group * case.kv_heads <= MOST_HEADS and group <= 64, shown="",
+        "query heads per KV head", _SIZES, 1, drawn=(1, 2, 5, 1, 2, 5, 8, 20),
+        affordable=lambda case, group: _affords_heads(case, group * case.kv_heads) and group <= 64, shown="",
     )  # fmt: skip
     head_dim: int = axis(
-        "elements of a head", range(1, 2**10 + 1), 64, drawn=(64, 128),
+        "elements of a head", range(1, 2**10 + 1), 64, drawn=(64, 128, 64, 128, 64, 128, 96, 80, 192, 72),
         affordable=lambda case, dim: case.far != "head_dim" or dim * case.kv_heads <= MOST_OF_HEADS,
         shown="dim {}", always=True,
     )  # fmt: skip
@@ -111,6 +145,9 @@ class ChunkedAttentionCase(Case):
     recipe: str = axis("how keys are made", RECIPES, "gaussian", region="{}")
     padded_rows: int = axis("query rows beyond the last request", range(2**12), 0, drawn=(0, 0, 1, 3),
                             shown="{} padded rows")  # fmt: skip
+    scale: float = axis(
+        "factor of the scores, in units of 1/sqrt(head dim)", Numbers(1e-3, 1e3), 1.0, drawn=SCALES, shown="scale x{:g}"
+    )
     rows: str = rows.axis()
     seed: int = seed()
     page_order: str = page_order_axis()
@@ -142,8 +179,9 @@ class ChunkedAttentionCase(Case):
 
     @property
     def pages(self) -> int:
-        """Pages of the pool: the dummy page 0, one that is nobody's, and those of all requests."""
-        return 2 + sum(-(-request.kv // self.page_size) for request in self.requests)
+        """Pages of the pool: the dummy page 0, one that is nobody's, and those of which some token is seen."""
+        size = self.page_size
+        return 2 + sum(-(-one.kv // size) - seen_from(self, one) // size for one in self.requests)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
@@ -160,6 +198,7 @@ class ChunkedAttentionCase(Case):
             "query length 1": 1 in self.query_length,
             "earlier chunks": any(first > 0 for first, _ in spans),
             "new tokens in several chunks": any(first < last for first, last in spans),
+            "request without rows": 0 in self.query_length,
             "whole last chunk": any(one.kv % self.chunk == 0 for one in self.requests),
             "shorter than a chunk": max(self.kv_length) < self.chunk,
         }
@@ -179,6 +218,8 @@ def build_inputs(case: ChunkedAttentionCase) -> ChunkedAttentionInputs:
     key, value = pool, torch.full_like(pool, POISON)
     queries = (sum(request.query for request in case.requests) + case.padded_rows, case.kv_heads * case.group)
     query = case.normal("query", *queries, case.head_dim) + _direction(case)
+    if case.recipe == "needle":  # so that scores, and what needles weigh, are the same for all scales
+        query = query / case.scale
     for row, request in enumerate(case.requests):
         first = seen_from(case, request)
         own = [next(names) if (column + 1) * size > first else 0 for column in range(-(-request.kv // size))]
@@ -194,7 +235,7 @@ def build_inputs(case: ChunkedAttentionCase) -> ChunkedAttentionInputs:
         query_lengths=tuple(request.query for request in case.requests),
         kv_lengths=tuple(request.kv for request in case.requests),
         chunk=case.chunk,
-        scale=1 / math.sqrt(case.head_dim),
+        scale=case.scale / math.sqrt(case.head_dim),
     )
 
 

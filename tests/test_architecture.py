@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("reference", "device", "properties", "npudiff")
 WINGS = (
     "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "api", "serve", "gate", "score",
-    "commands", "cli", "plugin",
+    "campaign", "commands", "cli", "plugin",
 )  # fmt: skip
 """The engine, from the bottom: each wing, and each module beside the wings, stands only on those before it."""
 DOORS = ("npudiff", "npudiff.__main__")
@@ -49,6 +49,7 @@ OF_FOLDERS = {
     "device/backends/vllm_ascend": {"vllm_ascend", "vllm"},
     "device/virtual/triton": {"triton", "numpy", "ml_dtypes"},
     "npudiff/serve": {"starlette", "uvicorn"},
+    "npudiff/campaign": {"ray"},
 }  # fmt: skip
 """What some rooms import besides: backends themselves, what a stand-in has to answer, and what an extra installs."""
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}

@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_self_test(commands)
     _add_gate(commands)
+    _add_campaign(commands)
     _add_list(commands)
     _add_replay(commands)
     _add_report(commands)
@@ -227,6 +228,35 @@ def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
     _add_shared(gate)
     _add_run(gate)
     _add_json(gate)
+
+
+def _add_campaign(commands: argparse._SubParsersAction[_Parser]) -> None:
+    campaign = commands.add_parser(
+        "campaign",
+        help="search for hours or days, keep what was learned, and go on where it ended",
+        description="Search in rounds until the time is up or Ctrl-C. Started again with the same output folder, it "
+        "goes on with what it knows. campaign.html in that folder shows how far it is.",
+    )
+    campaign.add_argument("components", nargs="*", metavar="COMPONENT", help="components to search; all by default")
+    _add_target(campaign)
+    campaign.add_argument("--time", type=_seconds, metavar="TIME", help="time, such as 8h; without end by default")
+    campaign.add_argument("--model", metavar="MODEL", help="draw within a model's sizes, such as step-3.5-flash")
+    campaign.add_argument(
+        "--where", action="append", default=[], metavar="AXIS=VALUES", help="draw within these values only"
+    )
+    campaign.add_argument("--batch", type=positive, metavar="N", help="cases of equivalence of a round (200)")
+    campaign.add_argument("--seed", type=int, metavar="N", help="seed of a campaign that is new; others keep theirs")
+    campaign.add_argument("-j", dest="workers", type=positive, metavar="N", help="as --workers")
+    campaign.add_argument(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="run on a Ray cluster: the one that this machine belongs to or a new one, or the one of an address",
+    )
+    campaign.add_argument("--cards", type=positive, metavar="N", help="a worker for each of so many cards")
+    _add_shared(campaign)
+    _add_run(campaign)
+    _add_json(campaign)
+    campaign.set_defaults(examples=None)
 
 
 def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -23,13 +23,15 @@ USUAL_ROOT = ".npudiff"
 """Output folder where nobody names one."""
 
 FINDINGS, EXAMPLES, JOURNALS, RUNS = "findings", "examples", "journal", "runs"
-KNOWN, SUITE = "known", "suite"
-FOLDERS = (FINDINGS, EXAMPLES, JOURNALS, RUNS, KNOWN, SUITE)
+KNOWN, SUITE, CAMPAIGN = "known", "suite", "campaign"
+FOLDERS = (FINDINGS, EXAMPLES, JOURNALS, RUNS, KNOWN, SUITE, CAMPAIGN)
 """Folders below an output folder."""
 
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_GROWING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _STREAMS = ("/dev/", "/proc/")
+_PIECE = 2**16
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _DIGITS = 10
 
@@ -137,6 +139,87 @@ def new_file(path: Path, *, within: Path) -> BinaryIO:
     """
     with _named(path), _opened(path.parent, within) as folder:
         return os.fdopen(os.open(path.name, _NEW, 0o666, dir_fd=folder), "wb")
+
+
+class AppendedFile:
+    """A file of lines that only grows; each line is in it whole or not at all, also after the power has failed.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file, which is made where it is missing; what follows its last line break is cut off.
+    within : pathlib.Path
+        The first folder that is ours, as of ``write_file``.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has it open.
+    OSError
+        As of ``write_file``.
+    """
+
+    def __init__(self, path: Path, *, within: Path) -> None:
+        with _named(path), _opened(path.parent, within) as folder:
+            self._file = os.open(path.name, _GROWING, 0o666, dir_fd=folder)
+            try:
+                _check_plain(self._file)
+                _lock(self._file)
+                self._size = self._whole()
+                os.ftruncate(self._file, self._size)
+            except BaseException:
+                os.close(self._file)
+                raise
+
+    def _whole(self) -> int:
+        """Bytes up to the last line break."""
+        end = os.fstat(self._file).st_size
+        while end:
+            start = max(0, end - _PIECE)
+            found = os.pread(self._file, end - start, start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+        return 0
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield what is in the file, line by line."""
+        with open(self._file, "rb", closefd=False) as file:  # to close any descriptor of it would give up the lock
+            file.seek(0)
+            yield from file
+
+    def append(self, line: str) -> None:
+        """Add a line, which is on the disk when this returns; raises ``OSError`` if that cannot be done."""
+        data = line.encode("utf-8", errors="replace") + b"\n"
+        try:
+            _write_whole(self._file, data)
+            os.fsync(self._file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(data)
+
+    def close(self) -> None:
+        """Let others have it."""
+        os.close(self._file)
+
+
+def _check_plain(file: int) -> None:
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise OSError(errno.EINVAL, "not a plain file")
+
+
+def _write_whole(file: int, data: bytes) -> None:
+    if os.write(file, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _lock(file: int) -> None:
+    """Have a file for this process alone, and for none that is forked from it."""
+    import fcntl  # noqa: PLC0415 - not on every system
+
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def remove_file(path: Path, *, within: Path) -> None:

@@ -94,6 +94,12 @@ class Budget:
     """Folder of failing cases that others remember; it is read, and never written."""
     together: bool = False
     """Whether the job may have cases in common with others of its component and property."""
+    collects: bool = False
+    """Whether the outcome keeps a case of each kind: of each set of regions that a case is in."""
+    guided: bool = False
+    """Whether every second case is a mutation of one that took a new branch, where branches can be seen."""
+    corpus: tuple[str, ...] = ()
+    """Cases as JSON that did before."""
 
     def seed_of(self, job: Job) -> int | None:
         """Return the seed of the draws of a job, whoever chose it; None for other cases every time.
@@ -176,6 +182,10 @@ class Outcome:
     """Reasons why drawn cases were not run, with their numbers."""
     features: Counter[str] = field(default_factory=Counter)
     """Regions that the cases were in."""
+    kinds: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    """Regions that a case is in, to the first such case, where the budget collects them."""
+    guides: list[Any] = field(default_factory=list)
+    """Cases that took a branch of the implementation that no case of the corpus took, where the search is guided."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Outputs of the reference that the implementation did not return, with the numbers of cases that hold without."""
     worst_ratio: float = 0.0

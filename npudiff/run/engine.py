@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from npudiff.model.case import loads
 from npudiff.model.component import Comparison, History, ImplementationRaised, NotApplicable
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
+from npudiff.run.guidance import Guide, guide_of
 
 SHRINK_SECONDS = 30.0
 """A finding that is not minimal after this time is reported as small as it is."""
@@ -124,6 +125,16 @@ class CaseRun:
         """Draw cases and run them."""
         draw_cases(self.outcome.job, self.budget, self.case)
 
+    def with_guide(self, guide: Guide) -> None:
+        """Run cases that follow the branches which the implementation takes, and draws between them."""
+        drawn: list[AnyCase] = []
+        examples = max(1, (self.budget.examples or 0) // 2)
+        draw_cases(self.outcome.job, replace(self.budget, examples=examples, shrink=False), drawn.append)
+        self.gives = True  # they depend on each other: what they have in common is no drift
+        for case in guide.cases(drawn):
+            self.case(case)
+            self.outcome.guides = list(guide.new)
+
     def run_explicit_cases(self, texts: Sequence[str]) -> None:
         """Run cases that are there as JSON, as far as they make sense: they may come from elsewhere."""
         component = self.outcome.job.subject.component
@@ -152,11 +163,16 @@ class CaseRun:
             outcome.not_applicable[str(error)] += 1
             return False
         outcome.cases += 1
-        outcome.features.update(component.features(case))
+        self._count_regions(case, component.features(case))
         self.progress(outcome)
         if failure is not None:
             self._record(failure)
         return failure is not None
+
+    def _count_regions(self, case: AnyCase, regions: Collection[str]) -> None:
+        self.outcome.features.update(regions)
+        if self.budget.collects:
+            self.outcome.kinds.setdefault(tuple(sorted(regions)), case)
 
     def _still_fails(self, case: AnyCase) -> bool:
         """Whether a case that may be smaller fails as well.
@@ -364,7 +380,7 @@ class TraceRun(CaseRun):
         """Count the regions of a trace of which anything was new."""
         features = self.outcome.job.subject.component.features(case)
         if self._counted:
-            self.outcome.features.update(features)
+            self._count_regions(case, features)
             self.progress(self.outcome)
 
     def conclude(self) -> None:
@@ -449,10 +465,17 @@ def _without_steps(case: AnyCase) -> Iterator[AnyCase]:
             yield replace(case, steps=case.steps[:start] + case.steps[start + size :])
 
 
-def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, judge: Judge | None = None) -> Outcome:
+def run_job(
+    job: Job,
+    budget: Budget,
+    progress: Progress = lambda _: None,
+    *,
+    judge: Judge | None = None,
+    guide: Guide | None = None,
+) -> Outcome:
     """Draw cases, run the property on each, and shrink the first failure.
 
-    They are judged as the budget says, or by the judge that is given.
+    They are judged as the budget says, or by the judge that is given; a guide that is given watches what that judges.
 
     Exceptions of the implementation are findings. Exceptions of anything else (strategy, inputs, reference) are
     defects of npudiff or of the component and propagate.
@@ -467,10 +490,14 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
     memory = budget.example_database_of(job)
     outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
     history = job.subject.component.history
+    if judge is None and budget.isolation is None and (guide := guide_of(job, budget)) is not None:
+        judge = LocalJudge(guide.job)
     with job.subject.target.activate(), _run_of(outcome, budget, progress, judge) as run:
         try:
             run.run_explicit_cases(budget.explicit_cases)
-            if budget.examples != 0:
+            if guide is not None:
+                run.with_guide(guide)
+            elif budget.examples != 0:
                 run.with_hypothesis()
         except (Fails, Stop):
             if budget.shrink and history is None:

@@ -10,7 +10,7 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -130,13 +130,38 @@ class TaskRunner:
 
 
 class WorkerFailed(Exception):
-    """A worker died, or npudiff or a component raised in it; the message names the job and has the traceback."""
+    """A worker died, or npudiff or a component raised in it; the message names the job and has the traceback.
+
+    Attributes
+    ----------
+    task : int
+        Number of the task that it ran.
+    """
+
+    task = 0
 
 
 def run_in_workers(
-    tasks: Sequence[Task], workers: int, tell: Listener = lambda _: None, stage: str = ""
+    tasks: Sequence[Task],
+    workers: int,
+    tell: Listener = lambda _: None,
+    stage: str = "",
+    begun: Callable[[int], None] = lambda _: None,
 ) -> Generator[Result, None, None]:
     """Run tasks in forked processes and yield results as they come.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        What is run.
+    workers : int
+        Processes at most.
+    tell : callable
+        Told of each event but the end of a job.
+    stage : str
+        Part of the run that the tasks are.
+    begun : callable
+        Called in each process with its number, before anything else: to have it use a card of its own.
 
     Raises
     ------
@@ -147,15 +172,17 @@ def run_in_workers(
     team: dict[Connection, _Member] = {}
     waiting = batches(tasks, range(len(tasks)))
     try:
-        for batch in itertools.islice(waiting, workers):
+        for number, batch in enumerate(itertools.islice(waiting, workers)):
             ours, theirs = context.Pipe()
             not_theirs = [ours, *team]  # a worker that held these would never see that its parent is gone
-            process: BaseProcess = context.Process(target=_work, args=(theirs, tasks, not_theirs), daemon=True)
+            process: BaseProcess = context.Process(
+                target=_work, args=(theirs, tasks, not_theirs, begun, number), daemon=True
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
                 process.start()
             theirs.close()
-            team[ours] = _Member(process, batch)
+            team[ours] = _Member(number, process, batch)
             _give(ours, tasks, batch, tell, stage)
         yield from _collected(tasks, team, waiting, tell, stage)
         for ours, member in team.items():
@@ -171,6 +198,7 @@ def run_in_workers(
 class _Member(NamedTuple):
     """A worker and the numbers of its tasks that have not ended, the one that runs first."""
 
+    number: int
     process: BaseProcess
     left: tuple[int, ...]
 
@@ -193,10 +221,14 @@ def _collected(
     while busy:
         for ready in wait(list(busy)):
             assert isinstance(ready, Connection)  # noqa: S101 - what wait was given
-            process, (index, *left) = team[ready]
+            number, process, (index, *left) = team[ready]
             try:
                 message = _received(ready, process, tasks[index].job)
             except (WorkerFailed, KeyboardInterrupt, DeviceLost) as error:
+                if isinstance(error, WorkerFailed):
+                    error.task = index
+                elif isinstance(error, DeviceLost):
+                    error.worker = number
                 defect = defect or error
                 busy.remove(ready)
                 continue
@@ -207,7 +239,7 @@ def _collected(
             if not following:
                 busy.remove(ready)
             else:
-                team[ready] = _Member(process, following)
+                team[ready] = _Member(number, process, following)
                 if left:
                     tell(JobStarted(tasks[following[0]].job, stage))
                 else:
@@ -242,11 +274,18 @@ def _end(*_: object) -> None:
     raise _Ended
 
 
-def _work(connection: Connection, tasks: Sequence[Task], not_ours: Sequence[Connection]) -> None:
+def _work(
+    connection: Connection,
+    tasks: Sequence[Task],
+    not_ours: Sequence[Connection],
+    begun: Callable[[int], None],
+    number: int,
+) -> None:
     """The worker: it runs the tasks whose numbers it gets until the connection is closed."""
     for other in not_ours:
         other.close()
     begin()
+    begun(number)
     if tasks[0].budget.isolation is not None:
         signal.signal(signal.SIGTERM, _end)  # it runs nothing of the implementation, and can end what does
     try:

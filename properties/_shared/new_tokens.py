@@ -35,8 +35,12 @@ def draw_few(
         New tokens and tokens of all requests, where the box says nothing of their number and lengths.
     """
     kind = choose.pick(long[:1] if choose.far or choose.usual_only else long)
-    blind = {"fully_masked_rows": box.get("fully_masked_rows", ("none", "empty"))}
-    drawn = draw_requests(choose, {**box, **blind}, page_size, None, 1, kind)
+    within: Box = {
+        "kv_length": range(min(most, MAX_LENGTH) + 1),  # or long histories would nearly all be thrown away below
+        **box,
+        "fully_masked_rows": box.get("fully_masked_rows", ("none", "empty")),
+    }
+    drawn = draw_requests(choose, within, page_size, None, 1, kind)
     lengths = box.get("kv_length", range(MAX_LENGTH + 1))
     assume(all(allows(lengths, one.kv) for one in drawn))
     requests = tuple(replace(one, kv=max(one.kv, one.query)) if one.kv else one for one in drawn)

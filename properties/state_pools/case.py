@@ -17,6 +17,9 @@ GATES = ("head", "none", "channel")
 DECAYS = ("usual", "weak", "strong")
 """usual: logarithms between 0 and -1. weak: -0.01 at most. strong: -2 to -6."""
 
+KEYS = ("usual", "tiny")
+"""usual: queries and keys are about as long as 1. tiny: a thousandth of that, where what is added to a norm shows."""
+
 DTYPES = ("bfloat16", "float32")
 
 MOST_DRAFTS = 8
@@ -76,13 +79,17 @@ class StatePoolsCase(Case):
         "whether a device may round before the activation", ROUNDINGS, "once", drawn=ROUNDINGS[:1],
         applies=lambda case: case.activation, shown="rounded in stages",
     )  # fmt: skip
+    keys: str = axis(
+        "how long queries and keys are that the rule normalises", KEYS, "usual", drawn=("usual", "usual", "tiny"),
+        applies=lambda case: case.raw, shown="{} keys", region="{} keys",
+    )  # fmt: skip
     seed: int = seed()
     steps: tuple[Step, ...] = part((), shown=_steps_text)
     """The trace."""
 
     shown_first = (
         "requests", "drafts", "width", "key_heads", "key_dim", "state_dtype", "gates", "decays", "raw", "chunked",
-        "biased", "activation", "rounding", "seed",
+        "biased", "activation", "rounding", "keys", "seed",
     )  # fmt: skip
 
     @derived("kinds of step besides extend", KINDS, each=True)

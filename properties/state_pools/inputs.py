@@ -15,6 +15,9 @@ POISON = 512.0
 """What memory holds that nobody has written: finite, since what is cleared is multiplied by 0 somewhere, and far above
 what a state holds."""
 
+_LENGTHS = {"usual": 1.0, "tiny": 2.0**-10}
+"""Of queries and keys."""
+
 _STATES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -22,11 +25,11 @@ def open_inputs(case: StatePoolsCase) -> StatePoolsInputs:
     """Build what the pools of a case are opened with; its steps are not looked at.
 
     Behind the convolution keys are about as long as 1, so that states neither grow nor vanish where no call normalises
-    them.
+    them. Where calls do, they may be tiny.
     """
     keys = 2 * case.key_heads * case.key_dim
     size = torch.full((case.channels,), case.width**-0.5)
-    size[:keys] *= case.key_dim**-0.5
+    size[:keys] *= case.key_dim**-0.5 * _LENGTHS[case.keys]
     weight = case.normal("weight", case.width, case.channels) * size
     bias = case.normal("bias", case.channels) * size / 2
     return StatePoolsInputs(

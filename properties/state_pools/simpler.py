@@ -10,9 +10,9 @@ from npudiff.properties.state_pools.case import StatePoolsCase
 from npudiff.reference.state_pools import Decode, Extend, Free, Step, Verify
 
 _PLAIN: tuple[dict[str, Any], ...] = (
-    {"seed": 0}, {"group": 1}, {"key_heads": 1}, {"value_dim": 16}, {"key_dim": 16}, {"biased": False},
-    {"decays": "usual"}, {"gates": "head"}, {"state_dtype": "bfloat16"}, {"chunked": False}, {"raw": False},
-    {"activation": True}, {"width": 4}, {"width": 2},
+    {"seed": 0}, {"keys": "usual"}, {"group": 1}, {"key_heads": 1}, {"value_dim": 16}, {"key_dim": 16},
+    {"biased": False}, {"decays": "usual"}, {"gates": "head"}, {"state_dtype": "bfloat16"}, {"chunked": False},
+    {"raw": False}, {"activation": True}, {"width": 4}, {"width": 2},
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import replace
 
@@ -27,13 +28,50 @@ from npudiff.properties.chunked_attention import (
 CASE = ChunkedAttentionCase((Request(21, 37), Request(1, 48), Request(5, 20)), seed=4)
 
 
+@functools.cache
+def usual_cases():
+    return drawn(component, Constraints(), 300)
+
+
 def test_cases_are_drawn_at_the_borders_of_chunks():
-    found = drawn(component, Constraints(), 300)
+    found = usual_cases()
     regions = Counter(region for case in found for region in component.features(case))
     for region in ("query length 1", "earlier chunks", "new tokens in several chunks", "whole last chunk", "needle",
                    "shorter than a chunk"):  # fmt: skip
         assert regions[region] > len(found) / 12, (region, regions)
     assert {case.whole_pages for case in found} == {False, True}
+
+
+def rows_of(case):
+    """Positions of the first and the last new token of each request that has some."""
+    return [(one.kv - one.query, one.kv - 1) for one in case.requests if one.query]
+
+
+@pytest.mark.parametrize(
+    ("share", "has"),
+    [
+        (0.05, lambda case: 0 in case.query_length and case.query_length != {0}),
+        (0.4, lambda case: case.scale != 1.0),
+        (0.1, lambda case: case.head_dim > 64 and case.head_dim % 64),
+        (0.3, lambda case: case.chunk not in (1, 3, 17) and case.chunk % 16 > 1),
+        (0.1, lambda case: max(case.kv_length) > 1000),
+        (0.2, lambda case: any(first % case.chunk == 0 and first for first, _ in rows_of(case))),
+        (0.02, lambda case: any(first % case.chunk >= 128 and first // case.chunk < last // case.chunk
+                                for first, last in rows_of(case))),
+    ],
+    ids=["a request has no rows", "another scale", "other head dims", "chunks of any size", "later chunks",
+         "rows begin with a chunk", "a border behind more than a tile of keys"],
+)  # fmt: skip
+def test_what_kernels_forget_is_drawn(share, has):
+    found = usual_cases()
+    assert sum(bool(has(case)) for case in found) > share * len(found)
+
+
+def test_a_needle_weighs_the_same_whatever_the_scale_is():
+    needles = replace(CASE, recipe="needle", dtype="float16")
+    given = [build_inputs(replace(needles, scale=scale)) for scale in (1.0, 4.0)]
+    first, second = ((inputs.query.float() * inputs.scale).flatten() for inputs in given)
+    torch.testing.assert_close(first, second)
 
 
 def test_chunks_of_whole_pages_are_drawn_where_they_are_asked_for():
@@ -65,7 +103,7 @@ def test_an_element_is_told_by_request_position_and_chunk():
     [
         (replace(CASE, chunk=0), "chunk must lie in"),
         (replace(CASE, requests=(Request(3, 2),)), "no more new tokens than tokens"),
-        (replace(CASE, requests=(Request(1, 2**16),), kv_heads=64), "more than 16777216 elements"),
+        (replace(CASE, requests=(Request(1, 2**16),), chunk=2**16, kv_heads=64), "more than 16777216 elements"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

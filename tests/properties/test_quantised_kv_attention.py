@@ -65,6 +65,11 @@ def test_every_relation_is_broken_by_some_device_above_and_held_by_a_right_one(n
     assert verdict(name, lambda _, output: output) is Verdict.HOLDS
 
 
+def test_long_histories_are_drawn_of_which_kernels_compute_parts():
+    found = drawn(component, Constraints(), 300)
+    assert sum(max(case.kv_length) > 4096 for case in found) > 0.03 * len(found)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_integers_times_scales_are_about_one_whatever_the_scales_are(form, recipe):

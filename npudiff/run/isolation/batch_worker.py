@@ -23,6 +23,7 @@ from npudiff.model.component import Comparison, ImplementationRaised, NotApplica
 from npudiff.model.faults import RemoteError
 from npudiff.model.job import Job, Outcome
 from npudiff.run.engine import run_case, run_job
+from npudiff.run.guidance import guide_of
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.journal import Journal
 from npudiff.run.isolation.lingering import Lingering
@@ -152,7 +153,9 @@ def batch_worker_main(
             task.job,
             dataclasses.replace(task.budget, isolation=None, fallback_seed=question["fallback_seed"]),
         )
-        outcome = run_job(job, budget, judge=BatchJudge(job, clock, journal, leave))
+        guide = guide_of(job, budget)
+        judge = BatchJudge(job if guide is None else guide.job, clock, journal, leave)
+        outcome = run_job(job, budget, judge=judge, guide=guide)
         lingering.settle()
         if outcome.failure is not None:
             _confirm(outcome, connection)

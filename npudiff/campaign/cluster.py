@@ -1,0 +1,285 @@
+"""The workers of a campaign on a Ray cluster: an actor for each core or card, placed, restarted and retried by Ray.
+
+What goes between is text. An actor gets the request of the user and rounds as JSON, makes the same plan, and gives
+outcomes and the files of findings back, which only this process writes; so nodes need no folder in common. The files
+that ``--impl`` names have to be where they are here.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from npudiff.campaign.causes import Causes
+from npudiff.campaign.rounds import CardLost, Ended, Failed, Round, is_cut, task_of
+from npudiff.campaign.team import VISIBLE, Told
+from npudiff.errors import DeviceLost, UsageError
+from npudiff.files.writing import file_name, write_file
+from npudiff.findings.finding import FINDING_FILE, finding_of_plain
+from npudiff.model.case import to_plain
+from npudiff.model.job import Job
+from npudiff.run.messages import Kept, Task, outcome_from_message, outcome_to_message
+from npudiff.run.plan import Plan, Request, make_plan
+from npudiff.run.workers import TaskRunner
+from npudiff.show.finding import PAGE_FILE, keeper
+from npudiff.text import counted
+
+RESOURCE = "NPU"
+"""What Ray calls an Ascend card; an actor that has one sees no other."""
+
+RESTARTS, RETRIES = 3, 2
+"""How often Ray starts an actor anew whose process or node is gone, and runs its rounds again, which are the same."""
+
+HERE = "auto"
+"""The address of a cluster that runs already, as Ray finds it, or of a new one on this machine."""
+
+_PATHS = ("example_database", "journal", "shared")
+
+
+class RayTeam:
+    """Actors of a Ray cluster; a context manager.
+
+    Parameters
+    ----------
+    plan : Plan
+        What the rounds are of.
+    address : str
+        Address of the cluster, or ``auto``.
+    workers : int or None
+        Actors; None for the processors of the cluster.
+    cards : int
+        Cards, each of which gets an actor; 0 for actors without one.
+
+    Raises
+    ------
+    UsageError
+        If Ray is not installed, there is no such cluster, or it has fewer cards.
+    """
+
+    def __init__(self, plan: Plan, address: str, workers: int | None, cards: int) -> None:
+        self._ray = _ray(address)
+        self._request = request_to_text(plan.request)
+        self._cards = cards
+        have = self._ray.cluster_resources()
+        if cards > have.get(RESOURCE, 0):
+            raise UsageError(
+                f"--cards {cards}: this cluster has {have.get(RESOURCE, 0):g} of the resource {RESOURCE!r}"
+            )
+        processors = max(1, int(have.get("CPU", 1)))
+        if not cards and (workers or 1) > processors:
+            raise UsageError(f"--workers {workers}: this cluster has {counted(processors, 'processor')}")
+        self._count = cards or workers or processors
+        self._actors: list[Any] = []
+        self._lost: list[Any] = []
+        """Actors on cards that are lost: as long as they are there, nobody else gets these cards."""
+
+    def __enter__(self) -> RayTeam:
+        """Have Ray start the actors, and wait until they have made the plan."""
+        options: dict[str, Any] = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
+        options |= {"num_cpus": 0, "resources": {RESOURCE: 1}} if self._cards else {"num_cpus": 1}
+        actor = self._ray.remote(**options)(Worker)
+        environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
+        self._actors = [actor.remote(str(Path.cwd()), environment) for _ in range(self._count)]
+        try:
+            self._ray.get([one.prepare.remote(self._request) for one in self._actors])
+        except self._ray.exceptions.RayError as error:
+            self.__exit__()
+            raise UsageError(f"--ray: what is here cannot be run there: {_last_line(error)}") from None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the cluster as it was."""
+        for actor in (*self._actors, *self._lost):
+            self._ray.kill(actor)
+        self._ray.shutdown()
+
+    @property
+    def size(self) -> int:
+        """As of ``Team``."""
+        return len(self._actors)
+
+    @property
+    def where(self) -> str:
+        """As of ``Team``."""
+        return f"{counted(self.size, 'card' if self._cards else 'worker')} of Ray"
+
+    def run(self, rounds: Sequence[Round], causes: Causes, until: float | None) -> Iterator[Told]:
+        """As of ``Team``; a card that is lost keeps its actor, which is given nothing any more."""
+        waiting, free = list(reversed(rounds)), list(self._actors)
+        running: dict[Any, tuple[Any, Round]] = {}
+        try:
+            while free or running:
+                while free and waiting:
+                    actor, one = free.pop(), waiting.pop()
+                    seconds = None if until is None else until - time.monotonic()
+                    running[actor.run.remote(self._request, round_to_text(one), seconds)] = actor, one
+                if not running:
+                    return
+                (ready, *_), _ = self._ray.wait(list(running), num_returns=1)
+                actor, one = running.pop(ready)
+                told = self._told(ready, one, causes, until)
+                if isinstance(told, CardLost) and self._cards:
+                    self._actors.remove(actor)
+                    self._lost.append(actor)
+                elif isinstance(told, CardLost):
+                    raise DeviceLost(told.why)
+                else:
+                    free.append(actor)
+                yield told
+        finally:
+            for ready in running:
+                self._ray.cancel(ready)
+
+    def _told(self, ready: Any, one: Round, causes: Causes, until: float | None) -> Told:  # noqa: ANN401 - of Ray
+        try:
+            answer: dict[str, Any] = json.loads(self._ray.get(ready))
+        except self._ray.exceptions.RayError as error:  # the process or the node is gone, and Ray has given up
+            return Failed(one, f"{type(error).__name__}: {error}")
+        if "lost" in answer:
+            return CardLost(answer["card"], answer["lost"])
+        if "defect" in answer:
+            return Failed(one, answer["defect"])
+        outcome, kept = outcome_from_message(one.job, answer["outcome"])
+        mine = tuple(self._written(found, answer["files"], causes) for found in kept)
+        return Ended(one, outcome, mine, is_cut(outcome, until))
+
+    def _written(self, kept: Kept, files: Mapping[str, Mapping[str, str]], causes: Causes) -> Kept:
+        """Write the folder of a finding, if its cause is new."""
+        finding = finding_of_plain(kept.content)
+        here = replace(kept, folder=causes.root / finding.key)
+        if causes.cause_of(finding) is not None:
+            return replace(here, written=False)
+        command = finding.replay_command(here.folder)
+        for name, text in files.get(finding.key, {}).items():
+            data = base64.b64decode(text)
+            if name in (FINDING_FILE, PAGE_FILE):
+                data = data.replace(os.fsencode(kept.folder), os.fsencode(here.folder))
+            write_file(here.folder / file_name(name), data, within=causes.root)
+        return replace(here, content={**kept.content, "command": command})
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2]
+
+
+_ENVIRONMENT = ("OMP_NUM_THREADS", "TORCH_DEVICE_BACKEND_AUTOLOAD", "PYTHONPATH")
+
+
+def _ray(address: str) -> Any:  # noqa: ANN401 - a module that need not be there
+    """Return Ray, which has joined a cluster."""
+    try:
+        import ray  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise UsageError("--ray needs Ray: pip install 'npudiff[ray]'") from None
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # who asks for no card sees what is visible here
+    try:
+        ray.init(address=None if address == HERE and not _is_running() else address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"--ray {address}: {error}") from None
+    return ray
+
+
+def _is_running() -> bool:
+    """Whether Ray knows of a cluster: one that the environment names, or that was started on this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    from ray._private.services import find_gcs_addresses  # noqa: PLC0415 - an extra
+
+    return bool(find_gcs_addresses())
+
+
+class Worker:
+    """What an actor does.
+
+    Parameters
+    ----------
+    folder : str
+        The folder in which the command was started, where there is one of this name.
+    environment : dict
+        Variables that it had.
+    """
+
+    def __init__(self, folder: str, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+
+    def prepare(self, request: str) -> None:
+        """Import what a request is about."""
+        _planned(request)
+
+    def run(self, request: str, text: str, seconds: float | None) -> str:
+        """Run a round, and return its outcome and the files of its findings as JSON."""
+        import traceback  # noqa: PLC0415 - of what should not be
+
+        try:
+            return json.dumps(_run(request, text, seconds))
+        except DeviceLost as error:
+            return json.dumps({"lost": str(error), "card": os.environ.get(VISIBLE, "its only one")})
+        except Exception:  # noqa: BLE001 - a defect, of whatever kind
+            return json.dumps({"defect": traceback.format_exc()})
+
+
+def _run(request: str, text: str, seconds: float | None) -> dict[str, Any]:
+    plan, jobs = _planned(request)
+    one = round_from_text(text, jobs)
+    until = None if seconds is None else time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "findings"
+        task: Task = task_of(plan, one, keeper(root), until)
+        with contextlib.closing(TaskRunner([task])) as runner:
+            outcome, kept = runner.run(0)
+        files = {found.folder.name: _files(found.folder) for found in kept}
+        return {"outcome": outcome_to_message(outcome, kept), "files": files}
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in folder.iterdir() if path.is_file()}
+
+
+@cache
+def _planned(request: str) -> tuple[Plan, dict[str, Job]]:
+    plan = make_plan(request_from_text(request))
+    return plan, {job.name: job for job in plan.jobs}
+
+
+def request_to_text(request: Request) -> str:
+    """Return what a user asked for as JSON."""
+    plain = {one.name: getattr(request, one.name) for one in fields(request) if one.name != "given"}
+    return json.dumps(
+        {name: str(value) if isinstance(value, Path) else to_plain(value) for name, value in plain.items()}
+    )
+
+
+def request_from_text(text: str) -> Request:
+    """Return the request that a text says; folders of the machine that wrote it are none here."""
+    plain: dict[str, Any] = {**json.loads(text), **dict.fromkeys(_PATHS)}
+    given: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in plain.items()}
+    return Request(**given)
+
+
+def round_to_text(one: Round) -> str:
+    """Return a round as JSON."""
+    plain = {
+        "job": one.job.name,
+        "number": one.number,
+        "seed": one.seed,
+        "regions": [dict(region) for region in one.regions],
+    }
+    return json.dumps({**plain, "given": one.given, "corpus": one.corpus})
+
+
+def round_from_text(text: str, jobs: Mapping[str, Job]) -> Round:
+    """Return the round that a text says; raises ``KeyError`` if there is no such job."""
+    plain = json.loads(text)
+    given, corpus = (None if plain[name] is None else tuple(plain[name]) for name in ("given", "corpus"))
+    return Round(jobs[plain["job"]], plain["number"], plain["seed"], tuple(plain["regions"]), given, corpus)

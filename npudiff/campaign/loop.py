@@ -1,0 +1,193 @@
+"""The loop of a campaign: turns of rounds, each written down as it ends, until the time is up or somebody ends it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from npudiff.campaign.causes import Causes
+from npudiff.campaign.known import JobKnowledge, Knowledge
+from npudiff.campaign.log import CampaignLog
+from npudiff.campaign.rounds import CardLost, Ended, Failed, Round, narrowed, round_of
+from npudiff.campaign.shares import next_jobs
+from npudiff.campaign.team import Team, Told
+from npudiff.errors import DeviceLost
+from npudiff.findings.finding import Finding
+from npudiff.gate.rotation import seed_of
+from npudiff.judge.judge import EQUIVALENCE
+from npudiff.model.case import dumps
+from npudiff.model.job import Job, Verdict
+from npudiff.run.plan import Plan
+
+TURN_SECONDS = 20.0
+"""Seconds of a turn on one worker: what was learned in it decides on the next one."""
+
+MOST_FAILURES = 3
+"""Rounds of a job that fail in a row, by no fault of a case, after which it is not run any more."""
+
+AGAIN = (Verdict.WRONG.value, Verdict.RAISED.value)
+"""Verdicts of findings whose case alone shows whether they are fixed."""
+
+
+@dataclass
+class Campaign:
+    """A campaign that runs.
+
+    Attributes
+    ----------
+    plan : Plan
+        What is searched.
+    knowledge : Knowledge
+        What is known, also of sessions before this one.
+    causes : Causes
+        Findings.
+    log : CampaignLog
+        Where all of it is written.
+    """
+
+    plan: Plan
+    knowledge: Knowledge
+    causes: Causes
+    log: CampaignLog
+    tell: Callable[[], None] = lambda: None
+    """Called after each round."""
+    started: float = field(default_factory=time.monotonic)
+    cases: int = 0
+    """Cases of this session."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be written."""
+
+    @classmethod
+    def begun(cls, plan: Plan, root: Path, knowledge: Knowledge, log: CampaignLog) -> Campaign:
+        """Return a campaign with the findings that it has."""
+        return cls(plan, knowledge, Causes(root, knowledge), log)
+
+    @property
+    def seconds(self) -> float:
+        """Time of this session."""
+        return time.monotonic() - self.started
+
+    @property
+    def given_up(self) -> list[str]:
+        """Jobs that are not run any more, since their rounds failed by no fault of a case."""
+        return [job.name for job in self.plan.jobs if self.knowledge.of(job.name).failures >= MOST_FAILURES]
+
+    def run(self, team: Team, until: float | None) -> None:
+        """Search until a time of ``time.monotonic()``, or as long as nobody ends it.
+
+        Raises
+        ------
+        DeviceLost
+            If there is no card left.
+        """
+        self.log.add("session", workers=team.size, jobs=len(self.plan.jobs))
+        for job in self.plan.jobs:
+            self.knowledge.of(job.name).failures = 0  # of another session, perhaps of another version
+        self._turn(team, self._again(), until)
+        turn = 0
+        while until is None or time.monotonic() < until:
+            if not team.size:
+                card, why = self.knowledge.lost[-1]
+                raise DeviceLost(f"no card is left; the last one, {card}: {why}")
+            rounds = self._next(team.size, turn)
+            if not rounds:
+                return
+            self._turn(team, rounds, until)
+            turn += 1
+
+    def _again(self) -> list[Round]:
+        """The cases of known findings: whether they still fail comes first."""
+        jobs = {job.name: job for job in self.plan.jobs}
+        found = [one.finding for one in self.causes.findings.values() if one.finding.job in jobs]
+        return [
+            Round(jobs[one.job], 0, 0, given=(json.dumps(dict(one.case), separators=(",", ":")),))
+            for one in found
+            if one.verdict in AGAIN and not one.detail.get("flaky")
+        ]
+
+    def _next(self, workers: int, turn: int) -> list[Round]:
+        """Return the rounds of a turn: of what has never run everything, and equivalence first."""
+        given_up = set(self.given_up)
+        jobs = {job.name: job for job in self.plan.jobs if job.name not in given_up}
+        known: dict[str, JobKnowledge] = {name: self.knowledge.of(name) for name in jobs}
+        if not jobs or (turn and not any(one.cases for one in known.values())):
+            return []  # nothing can be drawn
+        done = sum(one.rounds for one in known.values())
+        offset = seed_of(self.knowledge.name, done, "offset") / 2**63
+        names = next_jobs(known, TURN_SECONDS * workers, offset)
+        numbers = {name: known[name].left() for name in jobs}
+        rounds = [
+            round_of(self.knowledge.name, jobs[one], next(numbers[one]), self._regions(jobs[one]), known[one].guides)
+            for one in names
+        ]
+        fresh = [one for one in rounds if not one.number]
+        return sorted(rounds, key=lambda one: one.job.prop is not EQUIVALENCE) if fresh else rounds
+
+    def _regions(self, job: Job) -> list[Any]:
+        """Where a job is known to fail, and its subject's equivalence, as far as anything else is left."""
+        names = {job.name, ".".join((*job.subject.names, EQUIVALENCE.name))}
+        regions = list(self.knowledge.regions_of(sorted(names)))
+        return regions if regions and narrowed(job, regions) is not None else []
+
+    def _turn(self, team: Team, rounds: Sequence[Round], until: float | None) -> None:
+        if not rounds:
+            return
+        for told in team.run(rounds, self.causes, until):
+            self._take(told)
+            self.tell()
+
+    def _take(self, told: Told) -> None:
+        """Write down what has happened."""
+        if isinstance(told, Failed):
+            self.log.add("failed", job=told.round.job.name, number=told.round.number, why=told.why[-2000:])
+        elif isinstance(told, CardLost):
+            self.log.add("lost", card=told.card, why=told.why)
+        elif told.round.given is not None:
+            self._take_again(told)
+        else:
+            self._take_round(told)
+
+    def _take_again(self, told: Ended) -> None:
+        fails = bool(told.outcome.findings)
+        for name, one in list(self.causes.findings.items()):
+            if one.finding.job == told.round.job.name and _is_case(one.finding, told.round):
+                self.cases += told.outcome.cases
+                if told.outcome.cases or fails:
+                    self.log.add("again", folder=name, fails=fails)
+                if not fails and told.outcome.cases:
+                    self.causes.forget(name)
+
+    def _take_round(self, told: Ended) -> None:
+        outcome, job = told.outcome, told.round.job
+        if told.cut and not outcome.cases:
+            return  # its time was up before it began
+        before = self.knowledge.of(job.name)
+        found = self.causes.told(told.kept, outcome.region)
+        self.problems += [one.problem for one in told.kept if one.problem]
+        self.cases += outcome.cases
+        self.log.add(
+            "round",
+            job=job.name,
+            number=told.round.number,
+            seed=told.round.seed,
+            cases=outcome.cases,
+            steps=outcome.steps,
+            seconds=round(outcome.seconds, 4),
+            not_applicable=outcome.not_applicable.total(),
+            verdict=outcome.verdict.value,
+            worst=outcome.worst_ratio,
+            worst_case="" if outcome.worst_case is None else dumps(outcome.worst_case),
+            exact=outcome.exact,
+            new=[[list(kind), dumps(case)] for kind, case in before.new_in(outcome.kinds).items()],
+            guides=[dumps(case) for case in outcome.guides],
+            found=found,
+            cut=told.cut,
+        )
+
+
+def _is_case(finding: Finding, one: Round) -> bool:
+    return one.given == (json.dumps(dict(finding.case), separators=(",", ":")),)

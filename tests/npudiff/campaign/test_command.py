@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import jsonschema
+import pytest
+
+import npudiff
+from npudiff.campaign import loop
+from npudiff.errors import ExitCode
+
+
+def rounds(log):
+    return [entry for entry in log if entry["kind"] == "round"]
+
+
+def test_a_campaign_says_what_it_found_and_goes_on_where_it_ended(campaign):
+    first = campaign("swa_mask")
+    assert first.code == ExitCode.FINDINGS
+    (name,) = first.found
+    assert name.startswith("swa_mask-bad-equivalence-")
+    assert "FINDING swa_mask.bad" in first.out
+    assert "1 finding ·" in first.out
+    assert name in first.page
+    assert 'http-equiv="refresh"' not in first.page
+    again = campaign("swa_mask")
+    assert again.code == ExitCode.FINDINGS
+    assert "goes on with" in again.out
+    assert again.found == first.found
+    assert again.log[: len(first.log)] == first.log
+    assert {"kind": "again", "folder": name, "fails": True}.items() <= again.log[len(first.log) + 1].items()
+    for job in {entry["job"] for entry in rounds(again.log)}:
+        numbers = [entry["number"] for entry in rounds(again.log) if entry["job"] == job and not entry["cut"]]
+        assert numbers == list(range(len(numbers)))
+
+
+def test_after_a_finding_the_rest_is_searched(campaign):
+    log = campaign("swa_mask", time="4s").log
+    (found,) = [entry for entry in rounds(log) if entry["job"] == "swa_mask.bad.equivalence" and entry["number"] == 0]
+    assert found["found"][0]["new"]
+    later = [entry for entry in rounds(log) if entry["job"] == "swa_mask.bad.equivalence" and entry["number"] in (1, 2)]
+    assert later
+    assert sum(one["new"] for entry in rounds(log) for one in entry["found"]) == 1
+
+
+def test_a_name_that_there_is_not_is_told_before_anything_runs(campaign):
+    result = campaign("swa_mask", impl="causal_or_window")
+    assert result.code == ExitCode.USAGE
+    assert not result.log
+
+
+def test_what_holds_is_clean_and_has_margins_and_a_corpus(campaign):
+    result = campaign("swiglu", impl="npu_swiglu")
+    assert result.code == ExitCode.CLEAN
+    assert "swiglu.npu_swiglu.equivalence · " in result.out
+    assert any(entry["new"] for entry in rounds(result.log))
+    assert 'class="bar"' in result.page
+
+
+def test_a_corrected_kernel_is_told_and_ends_clean(campaign, tmp_path):
+    assert campaign("swa_mask").code == ExitCode.FINDINGS
+    text = (tmp_path / "mine.py").read_text().replace("~mask if inputs.window == 3 else mask", "mask")
+    (tmp_path / "mine.py").write_text(text)
+    os.utime(tmp_path / "mine.py", (1, 1))  # another version, whatever the clock of the file system says
+    result = campaign("swa_mask")
+    assert result.code == ExitCode.CLEAN
+    assert "holds by now: swa_mask-bad-equivalence" in result.out
+    assert "Holds by now" in result.page
+
+
+def test_a_finding_that_somebody_removed_is_looked_for_again(campaign, tmp_path):
+    (name,) = campaign("swa_mask").found
+    (tmp_path / "kept" / "findings" / name).rename(tmp_path / "elsewhere")
+    result = campaign("swa_mask", time="4s")
+    assert result.code == ExitCode.FINDINGS
+    assert len(result.found) == 1
+
+
+def test_a_document_says_what_is_known(campaign, tmp_path):
+    result = campaign("swa_mask", "--json", "told.json")
+    told = json.loads((tmp_path / "told.json").read_text())
+    jsonschema.validate(told, npudiff.schema())
+    assert told["exit_code"] == result.code
+    assert told["campaign"]["name"] == "7"
+    assert [one["folder"] for one in told["campaign"]["causes"]] == result.found
+    assert sum(one["cases"] for one in told["campaign"]["jobs"].values()) == sum(e["cases"] for e in rounds(result.log))
+
+
+def test_two_campaigns_do_not_share_a_folder(campaign, tmp_path, monkeypatch):
+    from npudiff.campaign import log
+
+    monkeypatch.setattr(log, "LOCKED_SECONDS", 0.1)
+    campaign("swa_mask", time="1s")
+    path = tmp_path / "kept" / "campaign" / "log.jsonl"
+
+    def hold(connection):
+        from npudiff.files.writing import AppendedFile
+
+        held = AppendedFile(path, within=tmp_path / "kept")
+        connection.send(True)
+        connection.recv()
+        held.close()
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(theirs,))
+    process.start()
+    assert ours.recv()
+    result = campaign("swa_mask", time="1s")
+    ours.send(True)
+    process.join()
+    assert result.code == ExitCode.USAGE
+    assert "another campaign runs in this folder" in result.err
+
+
+def test_an_interrupt_ends_with_a_summary(campaign, monkeypatch):
+    from npudiff.campaign.loop import Campaign
+
+    taken = []
+
+    def interrupted(self, told):
+        taken.append(told)
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        real(self, told)
+
+    real = Campaign._take
+    monkeypatch.setattr(Campaign, "_take", interrupted)
+    result = campaign("swa_mask", time="60s")
+    assert result.code == ExitCode.INTERRUPTED
+    assert "cases in" in result.out
+    assert "The campaign has ended" in result.page
+    assert len(rounds(result.log)) == 2
+
+
+def _campaign_of_its_own(arguments, folder):
+    """Run the command line, and say nothing."""
+    os.setsid()
+    os.chdir(folder)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    from npudiff.cli import main
+
+    os._exit(main(arguments))
+
+
+def _killed_after(seconds, arguments, folder):
+    """Start a campaign, and kill the one process that a system would kill; its workers end by themselves."""
+    process = multiprocessing.get_context("fork").Process(target=_campaign_of_its_own, args=(arguments, folder))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # it is forked: torch's threads are not used
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_killed_campaign_loses_nothing_but_the_rounds_in_flight(kills, campaign, tmp_path, read_log, monkeypatch):
+    monkeypatch.setattr(loop, "TURN_SECONDS", 0.5)  # so that some are killed between two
+    campaign("swa_mask", time="1s")  # everything is imported, and the first rounds are over
+    kept = tmp_path / "kept"
+    arguments = ["campaign", "swa_mask", "--impl", "mine.py", "--target", "sim", "--no-isolate", "-j", "2"]
+    arguments += ["--output", "kept", "--batch", "20"]
+    draw = random.Random(5)  # noqa: S311 - any moments will do
+    for _ in range(kills):
+        before = (kept / "campaign" / "log.jsonl").read_bytes()
+        assert _killed_after(draw.uniform(0.05, 1.5), arguments, tmp_path) == -signal.SIGKILL
+        after = (kept / "campaign" / "log.jsonl").read_bytes()
+        assert after.startswith(before[: before.rfind(b"\n") + 1])
+    time.sleep(0.2)
+    (name,) = campaign("swa_mask", time="1s").found  # the same finding, however often it was begun
+    log = read_log(kept)
+    assert sum(entry["kind"] == "session" for entry in log) > kills / 2
+    mine = [entry for entry in rounds(log) if not entry["cut"]]
+    for job in {entry["job"] for entry in mine}:
+        numbers = sorted(entry["number"] for entry in mine if entry["job"] == job)
+        assert numbers == list(range(len(numbers)))  # none is missing, and none was run twice
+    kept.rename(tmp_path / "killed")
+    whole = {(e["job"], e["number"]): e for e in rounds(campaign("swa_mask", time=f"{4 if kills < 10 else 60}s").log)}
+    compared = 0
+    for entry in mine:
+        other = whole.get((entry["job"], entry["number"]))
+        if other is not None and ".good." in entry["job"] and not other["cut"]:
+            compared += 1
+            same = ("seed", "cases", "steps", "not_applicable", "worst", "worst_case", "verdict")
+            assert {one: entry[one] for one in same} == {one: other[one] for one in same}
+    assert compared > 10
+    assert (tmp_path / "killed" / "findings" / name).is_dir()
