@@ -19,6 +19,7 @@ MODULES = (
     "margins",
     "state_machine",
     "virtual",
+    "ranks",
     "isolation",
     "regions",
     "judge",

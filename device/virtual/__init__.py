@@ -13,9 +13,9 @@
 Or, without a change to a script: ``npudiff virtual -- python script.py``.
 
 What it is: torch_npu's own tensors, allocator, streams, storage formats and Python code; ``aten`` operators run the
-CPU's kernels on the device's memory, torch_npu's operators run the simulator's. What it is not: fast, or a model of
-time; there is no collective communication, and one device. An operator that neither the CPU nor the
-simulator has raises an error that names it.
+CPU's kernels on the device's memory, torch_npu's operators run the simulator's. Processes of one machine are ranks that
+communicate over ``hccl``, and a process may have several devices. What it is not: fast, or a model of time. An operator
+that neither the CPU nor the simulator has raises an error that names it.
 
 Importing this package imports neither torch nor torch_npu.
 """

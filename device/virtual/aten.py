@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npudiff.device.virtual import faults, tasks
+from npudiff.device.virtual import devices, faults, tasks
 from npudiff.device.virtual.autograd import composite, differentiated_by_torch, differentiated_on_host
 from npudiff.device.virtual.calls import Call, Signature, signature_of
 from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
 from npudiff.device.virtual.kernels import device_kernel
-from npudiff.device.virtual.memory import NoKernel, NotOnVirtualNpu, device, is_on_device, known_format
+from npudiff.device.virtual.memory import NoKernel, NotOnVirtualNpu, is_on_device, known_format
 from npudiff.device.virtual.recorded import copied_to_host
 from npudiff.device.virtual.widened import in_float32, lacks_dtype
 
@@ -204,9 +204,11 @@ def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa
         if options.get("dtype") == torch.float64 != self.dtype and not elsewhere:
             _warn_of_double()
             options["dtype"] = torch.float32
-        to = torch.device(options.pop("device", None) or device())
+        wanted = options.pop("device", None)
+        to = self.device if wanted is None else torch.device(wanted)
         if to.type == "npu":
-            answer: Tensor = to_device(self, **options)
+            with devices.chosen(to.index):
+                answer: Tensor = to_device(self, **options)
             return answer
         if to.type != "cpu":
             raise NotOnVirtualNpu(f"{signature.name}: no copies to {to}; the virtual NPU knows the host and itself")

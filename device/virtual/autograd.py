@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npudiff.device.virtual import tasks
+from npudiff.device.virtual import devices, tasks
 from npudiff.device.virtual.memory import NotOnVirtualNpu, is_on_device, moved_to_device, same_bytes, view_of
 
 
@@ -91,6 +91,14 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
 
     def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
         arguments = _Arguments(args, kwargs)
+        if devices.several():
+            with devices.chosen(devices.of_call(args, kwargs)):
+                return on_device(arguments, args, kwargs)
+        return on_device(arguments, args, kwargs)
+
+    def on_device(arguments: _Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        if tasks.recording() and tasks.waits_for_ranks() and tasks.capturing() is None:
+            tasks.wait()
         if tasks.recording():
             if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments.tensors):
                 raise NotOnVirtualNpu(f"{overload.name()}: its gradients cannot be captured on the virtual NPU")

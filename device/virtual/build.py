@@ -27,20 +27,14 @@ SOURCES = Path(__file__).parent / "runtime"
 RUNTIME = "libascendcl.so"
 """The library that has all functions; torch_npu knows it by this name."""
 
+ASKED_FOR_LATER = ("libhcomm.so", "libopapi.so")
+"""Libraries that torch_npu opens by name when it needs them, for collectives: it can be loaded without them."""
+
 MACHINES = ("x86_64", "aarch64")
 """Machines for which torch_npu exists. The C files do not depend on them."""
 
-FLAGS = (
-    "-std=c11",
-    "-O2",
-    "-fPIC",
-    "-shared",
-    "-D_POSIX_C_SOURCE=200809L",
-    "-Wl,-Bsymbolic",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-)
+COMPILING = ("-std=c11", "-O2", "-fPIC", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Werror")
+FLAGS = (*COMPILING, "-shared", "-Wl,-Bsymbolic")
 """Flags of a shared library; -Bsymbolic lets its functions call each other, and not those of another of its name."""
 
 
@@ -131,7 +125,7 @@ def demand_of(torch_npu: Path, torch: Path) -> Demand:
     given = {library.soname for library in (*own, *others)}
     asked = {name for library in own for name in library.needed if name.endswith(".so")}
     return Demand(
-        libraries=tuple(sorted((asked - given) | {RUNTIME})),
+        libraries=tuple(sorted((asked - given) | {RUNTIME, *ASKED_FOR_LATER})),
         symbols=tuple(sorted(name for name in wanted if not hasattr(process, name))),
     )
 
@@ -152,15 +146,14 @@ def _compiler() -> str:
 def _compile(compiler: str, demand: Demand, folder: Path) -> None:
     """Compile the runtime, add what is missing of the demand, and make the other libraries depend on it."""
     sources = sorted(str(path) for path in SOURCES.glob("*.c"))
-    runtime = folder / RUNTIME
-    _run([compiler, *FLAGS, f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, "-lpthread"])
+    objects, runtime = str(folder / "runtime.o"), folder / RUNTIME
+    _run([compiler, *COMPILING, "-r", "-nostdlib", "-o", objects, *sources])
+    link = [compiler, *FLAGS, f"-I{SOURCES}", f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), objects]
+    _run([*link, "-lpthread"])
     missing = sorted(set(demand.symbols) - read_shared_library(runtime).defined)
     generated = folder / "missing.c"
     write_file(generated, _failing(missing), within=folder)
-    _run([
-        compiler, *FLAGS, f"-I{SOURCES}", f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, str(generated),
-        "-lpthread",
-    ])  # fmt: skip
+    _run([*link, str(generated), "-lpthread"])
     empty = folder / "empty.c"
     write_file(empty, "typedef int nothing;\n", within=folder)
     for name in demand.libraries:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npudiff.device.virtual import devices
 from npudiff.device.virtual.memory import (
     Tiles,
     in_tiles,
@@ -240,11 +241,29 @@ def stand_ins(
     given = [call.on_host(name, value) for name, value in zip(signature.arguments, args, strict=False)]
     named = {name: call.on_host(name, value) for name, value in kwargs.items()}
     if call.mixes_devices and not signature.crosses_devices:
-        raise RuntimeError(
-            "Expected all tensors to be on the same device, but found at least two devices, npu:0 and cpu! "
-            f"(when checking the arguments of {signature.name})"
-        )
+        raise _on_two_devices(signature, devices.device(), _CPU)
     return given, named
+
+
+def check_devices(signature: Signature, index: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let the host wait for other devices than that of a call, where it copies from them.
+
+    Raises
+    ------
+    RuntimeError
+        As torch raises it, if tensors of several devices are among the arguments of what is no copy.
+    """
+    others = devices.others([*args, *kwargs.values()], index)
+    if others and index is not None and not signature.copies:
+        raise _on_two_devices(signature, torch.device("npu", index), torch.device("npu", others[0]))
+    devices.wait_for(others)
+
+
+def _on_two_devices(signature: Signature, one: torch.device, other: torch.device) -> RuntimeError:
+    return RuntimeError(
+        f"Expected all tensors to be on the same device, but found at least two devices, {one} and {other}! "
+        f"(when checking the arguments of {signature.name})"
+    )
 
 
 def _check_host_memory(signature: Signature, given: Mapping[str, Any]) -> None:

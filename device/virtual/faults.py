@@ -141,7 +141,7 @@ def before(operator: str) -> None:
     elif what == "memory":
         import torch  # noqa: PLC0415 - loaded long since
 
-        torch.empty(_MORE_THAN_THERE_IS, dtype=torch.uint8, device="npu:0")
+        torch.empty(_MORE_THAN_THERE_IS, dtype=torch.uint8, device="npu")
     while what == "hang":
         time.sleep(1)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from npudiff.device.virtual import tasks
+from npudiff.device.virtual import devices, tasks
 
 _STEP = 4
 """Offsets of a device generator come in fours: its numbers do."""
@@ -157,5 +157,5 @@ def _seeded(seed: int, offset: int) -> torch.Generator:
 
 
 def _own() -> torch.Generator:
-    generator: torch.Generator = torch.get_device_module("npu").default_generators[0]
+    generator: torch.Generator = torch.get_device_module("npu").default_generators[devices.current()]
     return generator

@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from npudiff.device.virtual import faults, tasks
-from npudiff.device.virtual.calls import Call, Signature, each, outputs_of, results_of, stand_ins
+from npudiff.device.virtual import devices, faults, tasks
+from npudiff.device.virtual.calls import Call, Signature, check_devices, each, outputs_of, results_of, stand_ins
 from npudiff.device.virtual.generators import with_host_generator
 from npudiff.device.virtual.recorded import record
 
 _UNRESIZABLE = "not resizable"
+_NAMES_ITS_DEVICE = "aten::_to_copy"
+"""The operator whose result is not where its argument is; who calls its kernel has chosen the device."""
 
 
 def device_kernel(
@@ -68,8 +70,16 @@ def device_kernel(
             outputs = (kwargs.get(name) for name in signature.out)
             return run(args, kwargs, {id(tensor) for output in outputs for tensor in each(output)})
 
-    kernel.__name__ = signature.name
-    return kernel
+    def on_its_device(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if not devices.several():
+            return kernel(*args, **kwargs)
+        index = None if signature.name == _NAMES_ITS_DEVICE else devices.of_call(args, kwargs)
+        check_devices(signature, index, args, kwargs)
+        with devices.chosen(index):
+            return kernel(*args, **kwargs)
+
+    on_its_device.__name__ = signature.name
+    return on_its_device
 
 
 def _waited(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

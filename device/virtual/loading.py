@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import importlib.metadata
@@ -17,6 +18,12 @@ from npudiff.device.virtual.build import RUNTIME, CannotBuild, build
 
 CANN, CANN_VERSION, SOC = "NPUDIFF_VIRTUAL_CANN", "NPUDIFF_VIRTUAL_CANN_VERSION", "NPUDIFF_VIRTUAL_SOC"
 """Variables that say what the device is: the CANN profile by name, the version that CANN has, and the chip's name."""
+
+DEVICES = "NPUDIFF_VIRTUAL_DEVICES"
+"""Variable: how many devices a process has, of which ``ASCEND_RT_VISIBLE_DEVICES`` chooses."""
+
+MOST = 64
+"""Devices of a process, and ranks, at most."""
 
 
 class VirtualNpuUnavailable(RuntimeError):
@@ -72,6 +79,7 @@ def stand_in() -> ctypes.CDLL:
     runtime = ctypes.CDLL(str(folder / RUNTIME), mode=ctypes.RTLD_GLOBAL)
     for path in sorted(folder.glob("*.so")):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    atexit.register(runtime.npudiff_stop_ranks)  # before torch_npu registers its own end, which is then over
     return runtime
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, StorageFormat, note, noted_format
 from npudiff.device.simulator.cache.layouts import LAID_OUT, from_storage, storage_shape, to_storage
 from npudiff.device.simulator.errors import KernelMissing
+from npudiff.device.virtual.devices import device
 
 _SHARED = "_npudiff_host_storage"
 _DESCRIBED = "_npudiff_storage_format"
@@ -30,12 +30,6 @@ class NoKernel(NotOnVirtualNpu, KernelMissing):
 def is_on_device(value: object) -> bool:
     """Whether a value is a tensor on the virtual device."""
     return isinstance(value, Tensor) and value.device.type == "npu"
-
-
-@cache
-def device() -> torch.device:
-    """Return the one device."""
-    return torch.device("npu:0")
 
 
 def same_bytes(tensor: Tensor) -> Tensor:
@@ -262,5 +256,5 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def view_of(storage: torch.UntypedStorage, result: Tensor) -> Tensor:
     """Return the device tensor that a CPU tensor over the same memory stands for."""
-    made = torch.empty(0, dtype=result.dtype, device=device())
+    made = torch.empty(0, dtype=result.dtype, device=storage.device)
     return _with_bits_of(result, made.set_(storage, result.storage_offset(), result.size(), result.stride()))

@@ -107,7 +107,13 @@ def _internal() -> dict[str, Callable[..., Any]]:
     def unpermuted(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         return token_unpermute(permuted_tokens, *args, **kwargs), permuted_tokens
 
-    kernels = {"npu::_npu_moe_token_unpermute": unpermuted}
+    def cast(input: Tensor, dtype: torch.dtype) -> Tensor:
+        return input.to(dtype, copy=True)
+
+    kernels: dict[str, Callable[..., Any]] = {
+        "npu::_npu_moe_token_unpermute": unpermuted,
+        "npu::_npu_dtype_cast": cast,  # torch_npu's collectives cast with it
+    }
     found = {
         name: (overload_of(name), kernel) for name, kernel in kernels.items()
     }  # torch_npu 2.10 has not all of them

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from npudiff.device.virtual import faults
+from npudiff.device.virtual import devices, faults
 
 FAILED = 507015
 """Status of a kernel that fails on a device: an exception of a core."""
@@ -52,6 +52,7 @@ def connect(runtime: ctypes.CDLL) -> None:
     import torch_npu  # noqa: PLC0415 - imported already
 
     _state.runtime = runtime
+    devices.connect(runtime.npudiff_device_count())
     _state.busy = ctypes.c_int32.in_dll(runtime, "npudiff_busy")
     _state.frees = ctypes.c_uint64.in_dll(runtime, "npudiff_frees")
     _state.current_stream = torch_npu._C._npu_getCurrentRawStream
@@ -72,12 +73,12 @@ def connect(runtime: ctypes.CDLL) -> None:
 
 def recording() -> bool:
     """Whether a kernel that is launched now does not run now."""
-    return bool(_state.busy.value and _state.runtime.npudiff_records(_state.current_stream(0)))
+    return bool(_state.busy.value and _state.runtime.npudiff_records(_state.current_stream(devices.current())))
 
 
 def capturing() -> Graph | None:
     """Return the graph that captures the current stream, if one does."""
-    identity = _state.runtime.npudiff_captured_by(_state.current_stream(0))
+    identity = _state.runtime.npudiff_captured_by(_state.current_stream(devices.current()))
     if not identity:
         return None
     graph = _state.graphs.get(identity)
@@ -100,7 +101,7 @@ def launch(name: str, run: Callable[[], None]) -> None:
         _state.names.pop(dropped, None)
     identity = next(_state.identities)
     _state.kernels[identity], _state.names[identity] = run, name
-    _raise(name, runtime.npudiff_launch(_state.current_stream(0), identity, name.encode()))
+    _raise(name, runtime.npudiff_launch(_state.current_stream(devices.current()), identity, name.encode()))
 
 
 def wait() -> None:
@@ -117,6 +118,11 @@ def wait() -> None:
 
     torch.get_device_module("npu").current_stream().synchronize()
     _raise("a copy between host and device", _state.runtime.npudiff_unseen(b"a copy between host and device"))
+
+
+def waits_for_ranks() -> bool:
+    """Whether something on this process's devices waits for another rank."""
+    return bool(_state.runtime.calls_wait())
 
 
 def frees() -> int:

@@ -115,6 +115,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--soc", metavar="NAME", help="name of the chip that torch_npu is told, such as Ascend910_9391 (Ascend910B3)"
     )
     virtual.add_argument("--triton", action="store_true", help="run Triton kernels on it, by Triton's interpreter")
+    virtual.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="devices that each process has, npu:0 and so on (1, or a device a rank)",
+    )
+    virtual.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="run the program as N ranks, as torchrun does, with collectives over HCCL",
+    )
+    virtual.add_argument(
+        "--rank-timeout", type=float, metavar="SECONDS", help="how long a rank waits for another one (600)"
+    )
     virtual.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...", help="what to run")
     return parser
 

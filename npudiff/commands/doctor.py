@@ -33,6 +33,18 @@ from npudiff.run.environment import autoload_would_fail, cann_library, version_o
 from npudiff.show.console import Console
 
 _PROBE_CASES = 5
+VIRTUAL = "virtual"
+"""The target that has ranks: processes with a device each, on this machine."""
+
+_RANKS = """
+import torch, torch.distributed as dist
+dist.init_process_group("hccl")
+torch.npu.set_device(dist.get_rank())
+x = torch.full((3,), dist.get_rank() + 1, device="npu")
+dist.all_reduce(x)
+assert x.tolist() == [3] * 3, x
+dist.destroy_process_group()
+"""
 NO_TORCH_NPU = "not installed (needed for the npu target: the extra 'npu' of this project)"
 
 
@@ -69,6 +81,11 @@ def _machine(console: Console, facts: dict[str, Any]) -> int:
         works, text = _probe_alone(name)
         facts["targets"].append({"target": name, "works": works, "said": text})
         console.lines([f"  {name:14} {text}"])
+    facts["ranks"] = None
+    if any(one["target"] == VIRTUAL and one["works"] for one in facts["targets"]):
+        works, text = _probe_ranks()
+        facts["ranks"] = {"works": works, "said": text}
+        console.lines([f"  {'virtual ranks':14} {text}"])
     components, implementations = component_names(), select_implementations(load_components([]), [])
     facts |= {"components": components, "implementations": len(implementations), "default_target": None}
     console.lines(["", f"components       {', '.join(components)}", f"implementations  {len(implementations)}"])
@@ -153,6 +170,18 @@ def _probe_alone(name: str) -> tuple[bool, str]:
     if done.returncode in (ExitCode.CLEAN, ExitCode.DEVICE_LOST):
         return done.returncode == ExitCode.CLEAN, last
     return False, f"crashed with exit code {done.returncode}: {last}"
+
+
+def _probe_ranks() -> tuple[bool, str]:
+    """Try two ranks that add their numbers."""
+    command = [sys.executable, "-m", "npudiff", "virtual", "--ranks", "2", "--rank-timeout", "60", "--"]
+    done = subprocess.run(  # noqa: S603 - this very program
+        [*command, sys.executable, "-c", _RANKS], capture_output=True, text=True, check=False
+    )
+    if done.returncode == ExitCode.CLEAN:
+        return True, "work (two added their numbers over HCCL)"
+    last = (done.stderr.strip().splitlines() or ["they said nothing"])[-1]
+    return False, f"do not work: {last}"
 
 
 def _probe(name: str) -> tuple[bool, str]:

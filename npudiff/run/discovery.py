@@ -192,8 +192,18 @@ def load_target(name: str, cann: str | None) -> Target:
 class Launcher(Protocol):
     """Runs a program on a device of a kind."""
 
-    def __call__(self, command: Sequence[str], *, cann: str | None, soc: str | None, triton: bool) -> int:
-        """Run a command where the device says that it has this CANN, and is this chip."""
+    def __call__(
+        self,
+        command: Sequence[str],
+        *,
+        cann: str | None,
+        soc: str | None,
+        triton: bool,
+        devices: int | None,
+        ranks: int | None,
+        rank_timeout: float | None,
+    ) -> int:
+        """Run a command where the device says that it has this CANN, and is this chip; or several ranks of it."""
 
 
 def load_launcher(name: str) -> Launcher:

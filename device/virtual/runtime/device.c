@@ -1,4 +1,4 @@
-/* The device itself: one of them, always there, and what it answers when it is asked about itself. */
+/* The devices themselves: always there, and what they answer when they are asked about themselves. */
 
 #include "runtime.h"
 
@@ -14,15 +14,18 @@ enum { CANN_INF_NAN = 0, CANN_BF16 = 1 };
 enum { PACKAGE_DRIVER = 7, VERSION_BYTES = 128 };
 enum { INFO_AI_CORES = 0, INFO_VECTOR_CORES = 1, INFO_L2_SIZE = 2 };
 
-enum { MESSAGE_BYTES = 512, SYSTEM_PARAMETERS = 16, CUBE_CORES = 24, VECTOR_CORES = 48 };
+enum { MESSAGE_BYTES = 2048, SYSTEM_PARAMETERS = 16, CUBE_CORES = 24, VECTOR_CORES = 48 };
 
-static atomic_int lost_with = SUCCESS;
+static atomic_int lost_with[MOST_DEVICES]; /* SUCCESS, which is 0, for each */
+static char lost_why[MESSAGE_BYTES];
 static pthread_mutex_t message_lock = PTHREAD_MUTEX_INITIALIZER;
 static char message[MESSAGE_BYTES];
 static _Thread_local char answer[MESSAGE_BYTES];
 static _Thread_local int32_t current_device = -1;
 static atomic_llong system_parameters[SYSTEM_PARAMETERS];
-static int context;
+static int contexts[MOST_DEVICES];
+static pthread_once_t counted = PTHREAD_ONCE_INIT;
+static int32_t count_of_devices;
 
 void remember(const char *format, ...) {
     va_list arguments;
@@ -33,23 +36,38 @@ void remember(const char *format, ...) {
     va_end(arguments);
 }
 
-status_t device_status(void) { return atomic_load(&lost_with); }
+status_t device_status(int32_t device) { return atomic_load(&lost_with[device]); }
 
-/* For npudiff: from now on every task fails with this code, as on a card after an exception; SUCCESS heals it. */
-void npudiff_lose_device(status_t code, const char *why) {
+void lose_device(int32_t device, status_t code, const char *why) {
     remember("%s", why);
-    atomic_store(&lost_with, code);
+    pthread_mutex_lock(&message_lock);
+    snprintf(lost_why, sizeof lost_why, "%s", why);
+    pthread_mutex_unlock(&message_lock);
+    atomic_store(&lost_with[device], code);
+}
+
+/* For npudiff: from now on every task of this device fails with this code, as on a card after an exception; SUCCESS
+ * heals all devices. */
+void npudiff_lose_device(status_t code, const char *why) {
+    lose_device(this_device(), code, why);
+    for (int32_t device = 0; code == SUCCESS && device < MOST_DEVICES; ++device) {
+        atomic_store(&lost_with[device], SUCCESS);
+    }
 }
 
 /* For npudiff: say why a kernel failed. */
 void npudiff_remember(const char *why) { remember("%s", why); }
 
-status_t npudiff_device_status(void) { return device_status(); }
+status_t npudiff_device_status(void) { return device_status(this_device()); }
 
-/* The message is taken: a second call has none, as with CANN. */
+/* The message is taken: a second call has none, as with CANN, unless a device is lost: whoever asks is told why. */
 const char *aclGetRecentErrMsg(void) {
+    int lost = 0;
+    for (int32_t device = 0; device < MOST_DEVICES; ++device) {
+        lost |= device_status(device) != SUCCESS;
+    }
     pthread_mutex_lock(&message_lock);
-    memcpy(answer, message, sizeof answer);
+    memcpy(answer, lost && message[0] == '\0' ? lost_why : message, sizeof answer);
     message[0] = '\0';
     pthread_mutex_unlock(&message_lock);
     return answer;
@@ -86,14 +104,63 @@ status_t aclsysGetVersionStr(const char *package, char *version) {
     return version_of_cann(strcmp(package, "DRIVER") == 0, version);
 }
 
+/* Return how many devices a list of visible ones names, of those that there are: up to the first that is no number, is
+ * not there, or is not larger than the one before. */
+static int32_t visible(const char *list, int32_t there) {
+    int32_t seen = 0;
+    long before = -1;
+    for (char *end = NULL; *list != '\0'; list = *end == ',' ? end + 1 : end) {
+        long device = strtol(list, &end, 10);
+        if (end == list || (*end != ',' && *end != '\0') || device >= there || device < 0) {
+            break;
+        }
+        if (device <= before) {
+            return 0;
+        }
+        before = device;
+        ++seen;
+    }
+    return seen;
+}
+
+static void count_devices(void) {
+    int there = atoi(said("NPUDIFF_VIRTUAL_DEVICES", "1"));
+    there = there < 1 ? 1 : there > MOST_DEVICES ? MOST_DEVICES : there;
+    const char *list = getenv("ASCEND_RT_VISIBLE_DEVICES");
+    count_of_devices = list == NULL ? there : visible(list, there);
+}
+
+int32_t device_count(void) {
+    pthread_once(&counted, count_devices);
+    return count_of_devices;
+}
+
+/* For npudiff. */
+int32_t npudiff_device_count(void) { return device_count(); }
+
+static int is_device(int32_t device) { return device >= 0 && device < device_count(); }
+
+int32_t this_device(void) { return current_device < 0 ? 0 : current_device; }
+
+int32_t exchange_device(int32_t device) {
+    int32_t before = current_device;
+    current_device = device;
+    return before;
+}
+
 status_t aclrtGetDeviceCount(uint32_t *count) {
-    *count = 1;
+    *count = (uint32_t)device_count();
     return SUCCESS;
 }
 
 status_t aclrtSetDevice(int32_t device) {
-    if (device != 0) {
-        remember("the virtual NPU has one device, 0; asked for %d", (int)device);
+    int32_t there = device_count();
+    if (!is_device(device)) {
+        if (there == 1) {
+            remember("the virtual NPU has one device, 0; asked for %d", (int)device);
+        } else {
+            remember("the virtual NPU has %d devices; asked for %d", (int)there, (int)device);
+        }
         return INVALID_DEVICE;
     }
     current_device = device;
@@ -112,24 +179,26 @@ status_t aclrtGetDevice(int32_t *device) {
 }
 
 status_t aclrtGetCurrentContext(void **current) {
-    *current = current_device < 0 ? NULL : &context;
+    *current = current_device < 0 ? NULL : &contexts[current_device];
     return current_device < 0 ? CONTEXT_NULL : SUCCESS;
 }
 
 status_t aclrtSetCurrentContext(void *chosen) {
-    if (chosen != &context) {
-        return PARAM_INVALID;
+    for (int32_t device = 0; device < device_count(); ++device) {
+        if (chosen == &contexts[device]) {
+            current_device = device;
+            return SUCCESS;
+        }
     }
-    current_device = 0;
-    return SUCCESS;
+    return PARAM_INVALID;
 }
 
 status_t aclrtGetPrimaryCtxState(int32_t device, uint32_t *flags, int32_t *active) {
     if (flags != NULL) {
         *flags = 0;
     }
-    *active = device == 0;
-    return device == 0 ? SUCCESS : INVALID_DEVICE;
+    *active = is_device(device);
+    return is_device(device) ? SUCCESS : INVALID_DEVICE;
 }
 
 status_t aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer) {
@@ -215,34 +284,39 @@ status_t aclGetCompileopt(int32_t option, char *value, size_t length) {
 
 /* Limits of cores are kept and asked for; kernels do not run on any. */
 static const uint32_t cores[LIMITS] = {CUBE_CORES, VECTOR_CORES};
-static _Atomic uint32_t device_limits[LIMITS] = {CUBE_CORES, VECTOR_CORES};
+static _Atomic uint32_t device_limits[MOST_DEVICES][LIMITS]; /* 0: all cores */
 
-uint32_t device_limit(uint32_t kind) { return device_limits[kind]; }
+static uint32_t limit_of(int32_t device, uint32_t kind) {
+    uint32_t limit = device_limits[device][kind];
+    return limit == 0 ? cores[kind] : limit;
+}
+
+uint32_t device_limit(uint32_t kind) { return limit_of(this_device(), kind); }
 
 int is_limit(uint32_t kind, uint32_t value) { return kind < LIMITS && value > 0 && value <= cores[kind]; }
 
 status_t aclrtSetDeviceResLimit(int32_t device, uint32_t kind, uint32_t value) {
-    (void)device;
-    if (!is_limit(kind, value)) {
+    if (!is_device(device) || !is_limit(kind, value)) {
         return PARAM_INVALID;
     }
-    device_limits[kind] = value;
+    device_limits[device][kind] = value;
     return SUCCESS;
 }
 
 status_t aclrtGetDeviceResLimit(int32_t device, uint32_t kind, uint32_t *value) {
-    (void)device;
-    if (kind >= LIMITS) {
+    if (!is_device(device) || kind >= LIMITS) {
         return PARAM_INVALID;
     }
-    *value = device_limit(kind);
+    *value = limit_of(device, kind);
     return SUCCESS;
 }
 
 status_t aclrtResetDeviceResLimit(int32_t device) {
-    (void)device;
+    if (!is_device(device)) {
+        return PARAM_INVALID;
+    }
     for (uint32_t kind = 0; kind < LIMITS; ++kind) {
-        device_limits[kind] = cores[kind];
+        device_limits[device][kind] = 0;
     }
     return SUCCESS;
 }

@@ -329,6 +329,8 @@ static const char *name_of(const task_t *task) {
         return "MEMSET_ASYNC";
     case TASK_HOST:
         return "HOST_FUNC";
+    case TASK_RANKS:
+        return name_of_ranks(task);
     case TASK_WRITE_VALUE:
         return "MEM_WRITE_VALUE";
     case TASK_WAIT_VALUE:

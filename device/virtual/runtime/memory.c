@@ -12,16 +12,17 @@ enum { ALIGNMENT = 512 };
 /* What stands before each allocation. */
 typedef struct block {
     uint64_t size;
+    int32_t device;
     struct block *before, *after;
 } block_t;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block_t all = {.before = &all, .after = &all};
 static uint64_t total = UINT64_C(64) << 30;
-static uint64_t used;
-static uint64_t blocks;
+static uint64_t used[MOST_DEVICES];
+static uint64_t blocks[MOST_DEVICES];
 
-/* For npudiff: how large the device is, what is in use, and in how many blocks. */
+/* For npudiff: how large each device is; what is in use of this one, and in how many blocks. */
 void npudiff_set_memory(uint64_t bytes) {
     pthread_mutex_lock(&lock);
     total = bytes;
@@ -31,8 +32,8 @@ void npudiff_set_memory(uint64_t bytes) {
 void npudiff_memory(uint64_t *bytes, uint64_t *in_use, uint64_t *in_blocks) {
     pthread_mutex_lock(&lock);
     *bytes = total;
-    *in_use = used;
-    *in_blocks = blocks;
+    *in_use = used[this_device()];
+    *in_blocks = blocks[this_device()];
     pthread_mutex_unlock(&lock);
 }
 
@@ -52,14 +53,14 @@ int32_t npudiff_is_allocated(const void *address, uint64_t size) {
     return found;
 }
 
-static int reserve(uint64_t size) {
+static int reserve(uint64_t size, int32_t device) {
     pthread_mutex_lock(&lock);
-    int fits = size <= total && used <= total - size;
+    int fits = size <= total && used[device] <= total - size;
     if (fits) {
-        used += size;
-        ++blocks;
+        used[device] += size;
+        ++blocks[device];
     }
-    uint64_t left = used > total ? 0 : total - used;
+    uint64_t left = used[device] > total ? 0 : total - used[device];
     pthread_mutex_unlock(&lock);
     if (!fits) {
         remember("the virtual NPU is out of memory: %llu bytes asked for, %llu left",
@@ -68,10 +69,10 @@ static int reserve(uint64_t size) {
     return fits;
 }
 
-static void release(uint64_t size, block_t *block) {
+static void release(uint64_t size, int32_t device, block_t *block) {
     pthread_mutex_lock(&lock);
-    used -= size;
-    --blocks;
+    used[device] -= size;
+    --blocks[device];
     if (block != NULL) {
         block->before->after = block->after;
         block->after->before = block->before;
@@ -83,22 +84,23 @@ static void release(uint64_t size, block_t *block) {
 status_t aclrtMalloc(void **address, size_t size, int32_t policy) {
     (void)policy;
     void *made = NULL;
+    int32_t device = this_device();
     *address = NULL;
     ON_DEVICE();
     if (size == 0) {
         return PARAM_INVALID;
     }
-    if (size > SIZE_MAX - ALIGNMENT || !reserve(size)) {
+    if (size > SIZE_MAX - ALIGNMENT || !reserve(size, device)) {
         return MEMORY_ALLOCATION;
     }
     if (posix_memalign(&made, ALIGNMENT, size + ALIGNMENT) != 0) {
-        release(size, NULL);
+        release(size, device, NULL);
         remember("the host has no %llu bytes for the virtual NPU", (unsigned long long)size);
         return MEMORY_ALLOCATION;
     }
     block_t *block = made;
     pthread_mutex_lock(&lock);
-    *block = (block_t){.size = size, .before = all.before, .after = &all};
+    *block = (block_t){.size = size, .device = device, .before = all.before, .after = &all};
     all.before->after = block;
     all.before = block;
     pthread_mutex_unlock(&lock);
@@ -113,7 +115,7 @@ status_t aclrtFree(void *address) {
         return PARAM_INVALID;
     }
     block_t *block = (block_t *)((char *)address - ALIGNMENT);
-    release(block->size, block);
+    release(block->size, block->device, block);
     free(block);
     return SUCCESS;
 }
@@ -149,7 +151,8 @@ status_t aclrtHostUnregister(void *address) {
 status_t aclrtGetMemInfo(int32_t attribute, size_t *left, size_t *all) {
     (void)attribute;
     pthread_mutex_lock(&lock);
-    *left = (size_t)(used > total ? 0 : total - used);
+    uint64_t in_use = used[this_device()];
+    *left = (size_t)(in_use > total ? 0 : total - in_use);
     *all = (size_t)total;
     pthread_mutex_unlock(&lock);
     return SUCCESS;

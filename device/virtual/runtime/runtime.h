@@ -31,6 +31,7 @@ enum {
     FEATURE_NOT_SUPPORTED = 207000,
     MEMORY_ALLOCATION = 207001,
     INTERNAL_ERROR = 507000,
+    TASK_TIMEOUT = 507048,
     TASK_TYPE_NOT_SUPPORTED = 507009,
     STREAM_SYNC_TIMEOUT = 507046
 };
@@ -38,19 +39,30 @@ enum {
 /* What a task answers that cannot go on yet. Not a status of CANN. */
 enum { PENDING = -1 };
 
-/* Code with which the device fails since something went wrong on it, or SUCCESS. */
-status_t device_status(void);
+/* Devices of this process, by their numbers in it. */
+enum { MOST_DEVICES = 64 };
+int32_t device_count(void);
+
+/* The device that the calling thread has chosen, or the first one; and let it have another one, for what it returns. */
+int32_t this_device(void);
+int32_t exchange_device(int32_t device);
+
+/* Code with which a device fails since something went wrong on it, or SUCCESS. */
+status_t device_status(int32_t device);
+
+/* Lose a device: from now on everything on it fails with this code. */
+void lose_device(int32_t device, status_t code, const char *why);
 
 /* Remember why a call fails, for aclGetRecentErrMsg. */
 void remember(const char *format, ...);
 
 /* Run a task on the device: the status with which every call fails once the device is lost. */
-#define ON_DEVICE()                     \
-    do {                                \
-        status_t lost = device_status(); \
-        if (lost != SUCCESS) {          \
-            return lost;                \
-        }                               \
+#define ON_DEVICE()                                   \
+    do {                                              \
+        status_t lost = device_status(this_device()); \
+        if (lost != SUCCESS) {                        \
+            return lost;                              \
+        }                                             \
     } while (0)
 
 /* Tasks: what is launched on a stream, or captured by a graph. */
@@ -65,14 +77,15 @@ enum task_kind {
     TASK_WAIT_EVENT,
     TASK_REPLACE,
     TASK_GRAPH,
-    TASK_CONDITION
+    TASK_CONDITION,
+    TASK_RANKS
 };
 
 enum { NAME_BYTES = 64 };
 
 typedef struct task {
     enum task_kind kind;
-    void *object;             /* address, event, group, execution, condition, or argument of a host function */
+    void *object;             /* address, event, group, execution, condition, call, or argument of a host function */
     const void *source;       /* where a copy is from */
     void (*function)(void *); /* of the host */
     uint64_t number;          /* kernel, value, or which record of an event */
@@ -93,6 +106,7 @@ int is_limit(uint32_t kind, uint32_t value); /* whether the device has so many *
 
 typedef struct stream {
     int32_t identity;
+    int32_t device;
     struct stream *next;
     task_t *first, *last; /* tasks that wait for their turn */
     int running;          /* whether a thread runs its tasks */
@@ -154,6 +168,15 @@ status_t capture_wait(stream_t *stream, event_t *event, int *done);
 
 /* Whether an event belongs to a capture that is not over. The lock is held. */
 int is_captured(const event_t *event);
+
+/* A call that other ranks take part in: run it as far as it goes, and give back what its task holds (the lock is held). */
+status_t run_ranks(const task_t *task);
+void release_ranks(const task_t *task);
+const char *name_of_ranks(const task_t *task);
+int calls_wait(void); /* whether such a call of this process waits for another rank */
+
+/* Something that tasks wait for may have changed elsewhere. The lock is not held. */
+void something_changed(void);
 
 /* Whether a function may be called that no capture sees: a status. Some functions ask with the name of theirs. */
 status_t unseen(const char *function);

@@ -15,8 +15,8 @@ pthread_mutex_t task_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static uint64_t changes = 1; /* values and events: what tasks wait for */
 static uint64_t busy_streams;
-static stream_t default_stream = {.identity = -1};
-static stream_t *streams = &default_stream;
+static stream_t default_streams[MOST_DEVICES];
+static stream_t *streams; /* that were made */
 static int32_t made_streams;
 
 /* For npudiff: whether there is a stream on which what is launched may not run at once. */
@@ -51,9 +51,26 @@ static void drop_kernel(uint64_t kernel) {
     dropped[dropped_count++] = kernel;
 }
 
-stream_t *stream_of(void *handle) { return handle == NULL ? &default_stream : handle; }
+stream_t *stream_of(void *handle) {
+    if (handle != NULL) {
+        return handle;
+    }
+    stream_t *stream = &default_streams[this_device()];
+    stream->identity = -1;
+    stream->device = this_device();
+    return stream;
+}
 
-stream_t *next_stream(const stream_t *stream) { return stream == NULL ? streams : stream->next; }
+stream_t *next_stream(const stream_t *stream) {
+    if (stream == NULL) {
+        return default_streams;
+    }
+    if (stream >= default_streams && stream < default_streams + MOST_DEVICES) {
+        ptrdiff_t device = stream - default_streams + 1;
+        return device < device_count() ? &default_streams[device] : streams;
+    }
+    return stream->next;
+}
 
 void mark_busy(stream_t *stream) {
     int busy = stream->running || stream->first != NULL || stream->capture != NULL || stream->updating;
@@ -64,10 +81,26 @@ void mark_busy(stream_t *stream) {
     }
 }
 
+/* Wait for a while if a stream waits for another rank, which usually comes soon: what then runs at once costs less than
+ * what waits for its turn. Not for longer: it may be this thread that lets the other rank go on. The lock is held. */
+static void wait_for_ranks(const stream_t *stream) {
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    ++end.tv_sec;
+    while (stream->first != NULL && stream->capture == NULL && !stream->updating && calls_wait() &&
+           !(stream->running && pthread_equal(stream->runner, pthread_self()))) {
+        if (pthread_cond_timedwait(&changed, &task_lock, &end) == ETIMEDOUT) {
+            return;
+        }
+    }
+}
+
 /* For npudiff: whether a kernel that is launched on a stream does not run now. */
 int32_t npudiff_records(void *handle) {
+    stream_t *stream = stream_of(handle);
     pthread_mutex_lock(&task_lock);
-    int busy = stream_of(handle)->busy;
+    wait_for_ranks(stream);
+    int busy = stream->busy;
     pthread_mutex_unlock(&task_lock);
     return busy;
 }
@@ -120,6 +153,8 @@ status_t run_task(task_t *task) {
     case TASK_REPLACE:
         run_replacement(task);
         return SUCCESS;
+    case TASK_RANKS:
+        return run_ranks(task);
     case TASK_GRAPH:
         return run_graph(task);
     case TASK_WRITE_VALUE:
@@ -165,6 +200,9 @@ void release_task(task_t *task) {
     case TASK_REPLACE:
         release_replacement(task);
         break;
+    case TASK_RANKS:
+        release_ranks(task);
+        break;
     default:
         break;
     }
@@ -172,6 +210,7 @@ void release_task(task_t *task) {
 
 /* Run the tasks that wait on a stream, as far as they can. The lock is held, but for the time of each. */
 static void drain(stream_t *stream) {
+    int32_t device = exchange_device(stream->device);
     stream->running = 1;
     stream->runner = pthread_self();
     while (stream->first != NULL) {
@@ -196,21 +235,30 @@ static void drain(stream_t *stream) {
     }
     stream->running = 0;
     mark_busy(stream);
+    exchange_device(device);
     pthread_cond_broadcast(&changed);
 }
 
 /* Go on wherever something may go on. The lock is held. */
 static void settle(void) {
-    stream_t *stream = streams;
+    stream_t *stream = next_stream(NULL);
     while (busy_streams != 0 && stream != NULL) {
         if (stream->first == NULL || stream->running || stream->tried == changes) {
-            stream = stream->next;
+            stream = next_stream(stream);
             continue;
         }
         stream->tried = changes;
         drain(stream);
-        stream = streams; /* others may have come or gone */
+        stream = next_stream(NULL); /* others may have come or gone */
     }
+}
+
+void something_changed(void) {
+    pthread_mutex_lock(&task_lock);
+    ++changes;
+    settle();
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&task_lock);
 }
 
 static status_t enqueue(stream_t *stream, const task_t *task, int front) {
@@ -240,13 +288,16 @@ static status_t run_first(stream_t *stream, task_t *task) {
     stream->runner = pthread_self();
     mark_busy(stream);
     pthread_mutex_unlock(&task_lock);
+    int32_t device = exchange_device(stream->device);
     status_t status = run_task(task);
+    exchange_device(device);
     pthread_mutex_lock(&task_lock);
     stream->running = 0;
-    stream->tried = seen;
     if (status == PENDING) {
+        stream->tried = seen;
         return enqueue(stream, task, 1);
     }
+    stream->tried = 0; /* what was launched while it ran has not been tried: its turn comes without a change */
     release_task(task);
     mark_busy(stream);
     pthread_cond_broadcast(&changed);
@@ -255,7 +306,7 @@ static status_t run_first(stream_t *stream, task_t *task) {
 
 /* Let somebody else have a task, who gives back later what it holds. The lock is held. */
 static status_t keep(stream_t *stream, task_t *task) {
-    status_t status = device_status();
+    status_t status = device_status(stream->device);
     if (status == SUCCESS && stream->updating) {
         status = replace_task(stream, task);
     }
@@ -294,8 +345,9 @@ status_t aclrtCreateStreamWithConfig(void **stream, uint32_t priority, uint32_t 
     }
     pthread_mutex_lock(&task_lock);
     made->identity = made_streams++;
-    made->next = default_stream.next;
-    default_stream.next = made;
+    made->device = this_device();
+    made->next = streams;
+    streams = made;
     pthread_mutex_unlock(&task_lock);
     return SUCCESS;
 }
@@ -366,8 +418,9 @@ static status_t synchronize(stream_t *stream, int32_t milliseconds) {
 status_t aclrtSynchronizeStreamWithTimeout(void *handle, int32_t milliseconds) {
     pthread_mutex_lock(&task_lock);
     status_t status = synchronize(stream_of(handle), milliseconds);
+    int32_t device = stream_of(handle)->device;
     pthread_mutex_unlock(&task_lock);
-    status_t lost = device_status();
+    status_t lost = device_status(device);
     return lost == SUCCESS ? status : lost;
 }
 
@@ -377,13 +430,13 @@ status_t aclrtSynchronizeDeviceWithTimeout(int32_t milliseconds) {
     ON_DEVICE();
     status_t status = SUCCESS;
     pthread_mutex_lock(&task_lock);
-    for (stream_t *stream = streams; stream != NULL && status == SUCCESS; stream = stream->next) {
-        if (stream->busy || stream->failed != SUCCESS) {
+    for (stream_t *stream = next_stream(NULL); stream != NULL && status == SUCCESS; stream = next_stream(stream)) {
+        if (stream->device == this_device() && (stream->busy || stream->failed != SUCCESS)) {
             status = synchronize(stream, milliseconds);
         }
     }
     pthread_mutex_unlock(&task_lock);
-    status_t lost = device_status();
+    status_t lost = device_status(this_device());
     return lost == SUCCESS ? status : lost;
 }
 
@@ -397,10 +450,12 @@ status_t aclrtDestroyStream(void *handle) {
     pthread_mutex_lock(&task_lock);
     status_t status = synchronize(stream, 0);
     if (status != STREAM_CAPTURED) {
-        for (stream_t *before = streams; before != NULL; before = before->next) {
-            if (before->next == stream) {
-                before->next = stream->next;
-            }
+        stream_t **place = &streams;
+        while (*place != NULL && *place != stream) {
+            place = &(*place)->next;
+        }
+        if (*place == stream) {
+            *place = stream->next;
         }
         stream->updating = 0;
         mark_busy(stream);
@@ -591,7 +646,7 @@ status_t aclrtSynchronizeEvent(void *handle) {
         status = look_at(event, &over);
     }
     pthread_mutex_unlock(&task_lock);
-    status_t lost = device_status();
+    status_t lost = device_status(this_device());
     return lost == SUCCESS ? status : lost;
 }
 

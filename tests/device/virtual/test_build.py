@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from npudiff.device.virtual import build as module
-from npudiff.device.virtual.build import RUNTIME, CannotBuild, Demand, build, cache_folder, demand_of
+from npudiff.device.virtual.build import ASKED_FOR_LATER, RUNTIME, CannotBuild, Demand, build, cache_folder, demand_of
 from npudiff.device.virtual.sealed import SEAL
 
 COMPILER = shutil.which("cc")
@@ -61,7 +61,9 @@ def packages(tmp_path_factory):
 
 def test_the_demand_is_what_neither_torch_nor_the_process_has(packages):
     demand = demand_of(*packages)
-    assert demand == Demand((RUNTIME, "libhccl.so"), ("_ZN3atb7MadeUpTEv", "aclMadeUp", "aclrtMalloc"))
+    assert demand == Demand(
+        (RUNTIME, "libhccl.so", "libhcomm.so", "libopapi.so"), ("_ZN3atb7MadeUpTEv", "aclMadeUp", "aclrtMalloc")
+    )
 
 
 def test_a_package_without_libraries_is_refused(packages, tmp_path):
@@ -76,7 +78,7 @@ def test_a_package_without_libraries_is_refused(packages, tmp_path):
 def test_a_library_for_each_name_and_a_function_for_each_symbol(packages, cache):
     folder = build(*packages, "2.13.0")
     assert folder.parent == cache / "npudiff" / "virtual" == cache_folder()
-    assert {path.name for path in folder.glob("*.so")} == {RUNTIME, "libhccl.so"}
+    assert {path.name for path in folder.glob("*.so")} == {RUNTIME, "libhccl.so", *ASKED_FOR_LATER}
     runtime = ctypes.CDLL(str(folder / RUNTIME))
     assert hasattr(runtime, "aclMadeUp")
     assert hasattr(runtime, "_ZN3atb7MadeUpTEv")

@@ -436,6 +436,29 @@ def test_host_functions_run_in_each_replay():
     torch_npu.npu._unsubscribe_report(torch.npu.current_stream())
 
 
+def test_memory_that_is_freed_while_a_graph_runs_leaves_nothing_that_waits():
+    """Its allocator records an event on each stream that has used it, and the graph's own is one of them."""
+    import torch
+    import torch_npu
+
+    stream, x = torch.npu.Stream(), torch.ones(2, device="npu")
+    kept = [torch.ones(2, device="npu")]
+    kept[0].record_stream(stream)
+
+    def body():
+        torch_npu.npu._subscribe_report(torch.npu.current_stream())
+        torch_npu.npu._launch_host_func(torch.npu.current_stream(), lambda values: kept.clear(), [x])
+        return x + 1
+
+    graph, result = captured(body)
+    torch.npu.synchronize()
+    with torch.npu.stream(stream):
+        graph.replay()
+    assert kept == []
+    assert stream.query()  # not synchronised, which would not end
+    assert result.tolist() == [2, 2]
+
+
 def test_a_graph_prints_and_saves_what_a_tensor_holds_at_the_replay(capsys, tmp_path):
     import torch
 

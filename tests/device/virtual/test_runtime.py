@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -59,6 +61,63 @@ def test_there_is_one_device(runtime):
     assert device.value == 0
     assert runtime.aclrtSetDevice(1) == INVALID_DEVICE
     assert runtime.aclGetRecentErrMsg() == b"the virtual NPU has one device, 0; asked for 1"
+
+
+COUNT = """
+import ctypes, sys
+runtime, count = ctypes.CDLL(sys.argv[1]), ctypes.c_uint32()
+runtime.aclrtGetDeviceCount(ctypes.byref(count))
+print(count.value)
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "visible", "count"),
+    [
+        ("3", None, 3), ("3", "0,2", 2), ("3", "1", 1), ("3", "0,1,7", 2), ("3", "2,0", 0), ("3", "1,1", 0),
+        ("3", "", 0), ("3", "x", 0), ("3", "0,x", 1), ("0", None, 1), ("100", None, 64),
+    ],
+)  # fmt: skip
+def test_visible_devices_are_those_that_cann_sees(library, there, visible, count):
+    """They are counted once in a process."""
+    environment = {"NPUDIFF_VIRTUAL_DEVICES": there}
+    if visible is not None:
+        environment["ASCEND_RT_VISIBLE_DEVICES"] = visible
+    command = [sys.executable, "-c", COUNT, str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{count}\n"
+
+
+DEVICE_OF_TASKS = """
+import ctypes, sys
+runtime, stream = ctypes.CDLL(sys.argv[1]), ctypes.c_void_p()
+word = (ctypes.c_uint64 * 1)()
+seen = []
+
+def look(_argument=None):
+    device = ctypes.c_int32()
+    runtime.aclrtGetDevice(ctypes.byref(device))
+    seen.append(device.value)
+
+function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(look)
+runtime.aclrtSetDevice(1)
+runtime.aclrtCreateStreamWithConfig(ctypes.byref(stream), 0, 0)
+runtime.aclrtSetDevice(0)
+runtime.aclrtLaunchHostFunc(stream, function, None)
+look()
+runtime.aclrtValueWait(word, ctypes.c_uint64(1), 1, stream)
+runtime.aclrtLaunchHostFunc(stream, function, None)
+runtime.aclrtValueWrite(word, ctypes.c_uint64(1), 0, None)
+look()
+print(*seen)
+"""
+
+
+def test_a_task_has_the_device_of_its_stream_whether_it_waits_or_not(library):
+    command = [sys.executable, "-c", DEVICE_OF_TASKS, str(library)]
+    environment = {"NPUDIFF_VIRTUAL_DEVICES": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1 0 1 0\n"
 
 
 def test_a_thread_that_chose_no_device_has_no_context(runtime):
@@ -132,6 +191,55 @@ def test_host_functions_run_at_once(runtime):
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(called.append)
     assert runtime.aclrtLaunchHostFunc(None, function, ctypes.c_void_p(5)) == 0
     assert called == [5]
+
+
+@pytest.fixture
+def stream(runtime):
+    """A stream of its own, so that no other test finds what waits on it."""
+    made = ctypes.c_void_p()
+    assert runtime.aclrtCreateStreamWithConfig(ctypes.byref(made), 0, 0) == 0
+    return made
+
+
+def test_what_a_task_launches_on_its_own_stream_runs_after_it(runtime, stream):
+    """As memory that is freed while a graph runs, for instance by a collection of garbage: its events are recorded."""
+    event, status = ctypes.c_void_p(), ctypes.c_int32()
+    assert runtime.aclrtCreateEventExWithFlag(ctypes.byref(event), 0) == 0
+    seen = []
+
+    def record(_argument):
+        seen.append(runtime.aclrtRecordEvent(event, stream))
+        runtime.aclrtQueryEventStatus(event, ctypes.byref(status))
+        seen.append(status.value)
+
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(record)
+    assert runtime.aclrtLaunchHostFunc(stream, function, None) == 0
+    assert seen == [0, 0]
+    assert runtime.aclrtSynchronizeStreamWithTimeout(stream, 100) == 0
+    runtime.aclrtQueryEventStatus(event, ctypes.byref(status))
+    assert status.value == 1
+    assert runtime.aclrtDestroyEvent(event) == runtime.aclrtDestroyStream(stream) == 0
+
+
+def test_what_another_thread_launches_while_a_task_runs_runs_after_it(runtime, stream):
+    started, launched, called = threading.Event(), threading.Event(), []
+
+    def first(_argument):
+        started.set()
+        assert launched.wait(10)
+        called.append("first")
+
+    functions = [ctypes.CFUNCTYPE(None, ctypes.c_void_p)(one) for one in (first, lambda _: called.append("second"))]
+    thread = threading.Thread(target=runtime.aclrtLaunchHostFunc, args=(stream, functions[0], None))
+    thread.start()
+    assert started.wait(10)
+    assert runtime.aclrtLaunchHostFunc(stream, functions[1], None) == 0
+    assert called == []
+    launched.set()
+    thread.join()
+    assert runtime.aclrtSynchronizeStreamWithTimeout(stream, 100) == 0
+    assert called == ["first", "second"]
+    assert runtime.aclrtDestroyStream(stream) == 0
 
 
 def test_a_lost_device_fails_everywhere_until_it_is_healed(runtime):
