@@ -490,7 +490,7 @@ def run_job(
     memory = budget.example_database_of(job)
     outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
     history = job.subject.component.history
-    if judge is None and budget.isolation is None and (guide := guide_of(job, budget)) is not None:
+    if budget.guided and judge is None and budget.isolation is None and (guide := guide_of(job, budget)) is not None:
         judge = LocalJudge(guide.job)
     with job.subject.target.activate(), _run_of(outcome, budget, progress, judge) as run:
         try:
