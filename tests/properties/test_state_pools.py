@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from npudiff.device.ascend.state_pools import TorchPools
 from npudiff.device.targets import sim
-from npudiff.draw.presets import hypothesis_settings
+from npudiff.draw.presets import hypothesis_settings, without_constants_of_code
 from npudiff.judge.judge import TraceExecutor
 from npudiff.model.case import dumps, loads
 from npudiff.model.component import ImplementationRaised, Subject
@@ -49,7 +49,8 @@ def traces(batches, steps=20, **supports):
     for batch in range(batches):
         factory = seed(batch)(lambda: component.history.machine(Constraints.of(supports), recorder))
         settings = hypothesis_settings(9, deterministic=False, seeded=True, shrink=False, memory=None, steps=steps)
-        run_state_machine_as_test(factory, settings=settings)
+        with without_constants_of_code():  # as a run has it; else what was imported before takes part in the draws
+            run_state_machine_as_test(factory, settings=settings)
     return recorder.traces
 
 
