@@ -44,7 +44,7 @@ RECORD = "npudiff record"
 _FIXTURES = {"npudiff_job": "jobs", "npudiff_mutant": "mutants"}
 _PROFILES = ("dev", "ci", "nightly")
 
-AT_FIRST = 20
+AT_FIRST = 10
 """Cases of equivalence of what is built in, on this host, where no option says how many: these tests are among others,
 and ask whether anything is broken. ``npudiff check`` looks further."""
 

@@ -72,6 +72,7 @@ def test_every_mutant_has_its_pair():
     assert {item.name for item in MUTANTS} == set(PAIRS)
 
 
+@pytest.mark.few(121)
 @pytest.mark.parametrize("item", [vars(mutants)[name] for name in mutants.__all__], ids=by_name)
 def test_it_names_the_real_bug_and_the_implementation_that_it_was_made_from(item):
     assert original(item).wrong is None
@@ -79,12 +80,14 @@ def test_it_names_the_real_bug_and_the_implementation_that_it_was_made_from(item
     assert item.summary.endswith(".")
 
 
+@pytest.mark.few(112)
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_supports_nothing_that_the_adapter_does_not_support_from_which_it_was_made(item):
     """What is drawn lies within constraints (tests of every component)."""
     assert item.constraints.inside(original(item).constraints, COMPONENTS[item.component].axes)
 
 
+@pytest.mark.few(149)
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_is_wrong_where_its_bug_is(item):
     pair, component = PAIRS[item.name], COMPONENTS[item.component]

@@ -195,6 +195,7 @@ def pools_outcome(function, tmp_path):
     return outcome
 
 
+@pytest.mark.few(30)
 @pytest.mark.parametrize(("method", "name"), ANSWERS, ids=lambda one: one)
 def test_it_is_told_of_a_component_with_history(method, name, tmp_path):
     kind = type("Pools", (HostilePools,), {"method": method, "answer": staticmethod(POOLS[method][name])})

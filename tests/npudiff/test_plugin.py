@@ -115,6 +115,7 @@ def test_npu_with_the_simulator_is_refused(run):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

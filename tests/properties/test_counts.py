@@ -127,7 +127,7 @@ def reached(component):
     return counts
 
 
-@pytest.mark.few(14)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_counts_go_beyond_short_lists_or_say_why_not(name):
     component = COMPONENTS[name]

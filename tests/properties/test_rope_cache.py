@@ -240,6 +240,7 @@ def test_a_relation_sees_a_device_that_breaks_it(name, device):
     assert outcome.verdict is Verdict.WRONG
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", [relation.name for relation in component.relations])
 @pytest.mark.parametrize("device", [right, lambda i, t: {"table": read_table(i, t.device)}], ids=["halves", "table"])
 def test_every_relation_is_broken_by_some_device_above_and_held_by_a_right_one(name, device):

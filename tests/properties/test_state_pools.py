@@ -68,7 +68,9 @@ def test_every_step_that_is_drawn_makes_sense(drawn):
 def test_every_kind_of_step_is_drawn_often(drawn):
     kinds = Counter(step.kind for trace in drawn for step in trace.steps)
     assert set(kinds) == {"extend", *KINDS}
-    assert min(kinds.values()) > sum(kinds.values()) / 60, kinds  # the rarest, a restored request, is 1 of 33 in 360 traces
+    assert min(kinds.values()) > sum(kinds.values()) / 60, (
+        kinds
+    )  # the rarest, a restored request, is 1 of 33 in 360 traces
 
 
 def test_queries_and_keys_that_a_norm_sees_are_tiny_now_and_then(drawn):

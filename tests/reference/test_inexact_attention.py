@@ -47,6 +47,7 @@ def test_by_hand_what_is_visible():
     assert visible(1, 3, None).tolist() == [[True, True, True]]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("matrix", [IDENTITY, MATRIX], ids=["identity", "matrix"])
 @pytest.mark.parametrize("which", ["query", "key", "value", "shared query", "shared key", "shared value"])
 def test_scales_are_the_spread_of_many_runs(which, matrix):

@@ -106,6 +106,7 @@ def composed(given, activation, limit, alpha=1.702, bias=1.0):
     return gate * up if limit is None else gate.clamp(max=limit) * up.clamp(-limit, limit)
 
 
+@pytest.mark.few(32)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["silu", "swiglu_oai"])
 @pytest.mark.parametrize("limit", [None, 7.0, 7.1, 0.5])

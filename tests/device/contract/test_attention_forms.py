@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("torch_npu")]
 CALLS = attention_forms.forms() | sparse_attention_forms.forms() | mla_forms.forms()
 
 
+@pytest.mark.few(60)
 @pytest.mark.parametrize("name", CALLS)
 def test_shapes_and_dtypes(name):
     operator, positional, keywords = CALLS[name]

@@ -12,6 +12,7 @@ from operator_calls import Tiled, calls
 pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("torch_npu")]
 
 
+@pytest.mark.few(81)
 @pytest.mark.parametrize("call", list(calls()), ids=lambda call: call.name)
 def test_shapes_are_those_of_the_wheel(call):
     ours = {f"{namespace(one.schema)}::{qualified_name(one.schema)}": one.meta for one in operators()}

@@ -42,6 +42,7 @@ def check(lab, sequences, arguments, layout, seen, *, version=2):
     return output, lse
 
 
+@pytest.mark.few(50)
 @pytest.mark.parametrize("paging", [None, (128, 3), (16, 3), (128, 4), (48, 4)])
 @pytest.mark.parametrize(("mode", "pre", "following"), [(0, 0, 0), (3, 0, 0), (4, 16, 0), (4, 3, 2), (4, 450, 0)])
 @pytest.mark.parametrize("layout", ["TND", "BSND", "BNSD", "BSH"])

@@ -21,6 +21,7 @@ def shape(axes, *, heads, dim):
     return [sizes[axis] for axis in axes]
 
 
+@pytest.mark.few(40)
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128)])
 @pytest.mark.parametrize("paging", [None, (128, 3), (16, 4), (128, 5)])

@@ -16,6 +16,7 @@ def shapes(outputs):
     return [(tuple(one.shape), one.dtype) for one in outputs if isinstance(one, torch.Tensor)]
 
 
+@pytest.mark.few(133)
 @pytest.mark.parametrize("kind", ["meta", "fake"])
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_shape_functions_agree_with_kernels(call, kind):
@@ -28,6 +29,7 @@ def test_shape_functions_agree_with_kernels(call, kind):
         assert one[0] == other[0] or number in call.placeholders
 
 
+@pytest.mark.few(67)
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_only_what_the_schema_says_is_written(call):
     copies = []

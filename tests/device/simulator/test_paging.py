@@ -16,6 +16,7 @@ def poisoned(lab, query_lengths, key_lengths, block_size, *, rank=3):
     return sequences, lab.pack(sequences, TND, block_size=block_size, rank=rank, fill=math.nan)
 
 
+@pytest.mark.few(32)
 @pytest.mark.parametrize("rank", [3, 4, 5])
 @pytest.mark.parametrize("block_size", [16, 48, 128, 1024])
 @pytest.mark.parametrize("key_length", [1, 15, 16, 17, 511, 512, 513, 1025])

@@ -123,6 +123,7 @@ def test_a_poisoning_is_replayed_in_a_process_of_its_own_even_if_it_is_built_in(
     assert isolated == [(2, True)]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("options", "cann"),
     [
@@ -270,6 +271,7 @@ def test_where_nothing_is_isolated_a_poisoning_is_an_error_and_a_crash_may_be_re
     assert cli("replay", died, "--impl", path, "--no-isolate").code == ExitCode.CLEAN
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("victim", "said"),
     [

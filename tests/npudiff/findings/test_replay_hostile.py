@@ -40,7 +40,7 @@ def _no_device(cann):
     raise TargetUnavailable("torch_npu sees no NPU")
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -87,7 +87,7 @@ def test_a_hostile_field_is_one_line_that_names_the_folder(cli, hostile, tmp_pat
     assert tree(tmp_path) == before
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -156,6 +156,7 @@ def test_a_relation_on_a_case_that_no_strategy_would_draw_is_an_answer(cli, host
             assert cli("replay", folder).code in (ExitCode.CLEAN, ExitCode.FINDINGS, ExitCode.USAGE), (name, lengths)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "text",
     [

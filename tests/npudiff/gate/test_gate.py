@@ -212,6 +212,7 @@ def test_an_issue_that_cannot_be_is_refused_before_anything_runs(gate, known, mo
     assert said in result.err
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("more", ['target = ["npu"]', 'cann = "<8"', 'torch_npu = ">=2.6"', 'soc = "Ascend*"'])
 def test_an_issue_of_another_machine_hides_nothing_and_need_not_fail(gate, known, more):
     known(("bad", more), ("good", more))

@@ -200,6 +200,7 @@ def test_a_direction_of_the_reference_is_measured():
     assert drifts["output", GAIN].score < 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_correct_roundings_stay_below_what_is_allowed(dtype):
     """Also where a job has thousands of cases, and nothing is left to cancel but what rounding itself does."""

@@ -103,6 +103,7 @@ def theirs(inputs, target):
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -50,6 +50,7 @@ def test_a_space_leaves_out_nothing_that_is_small(name):
     check_rising(COMPONENTS[vars(mutants)[name].component], SPACES[name], samples=30, furthest=12)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", QUICK)
 def test_one_seed_ends_within_twice_the_smallest(name):
     size = shrunk(name, seed=1)

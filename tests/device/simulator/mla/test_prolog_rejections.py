@@ -82,6 +82,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.few(59)
 @pytest.mark.usefixtures("free")
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("spoil", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
