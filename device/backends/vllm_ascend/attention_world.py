@@ -169,9 +169,9 @@ def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False)
         made.context.capturing = False
         query.copy_(inputs.query)
         table.copy_(batch.block_table)
-        after = Batch(batch.query_lengths, batch.kv_lengths, table)
-        graph.replay()
-        update(made, attention, metadata(made, after, state, device), rows)
+        after = metadata(made, Batch(batch.query_lengths, batch.kv_lengths, table), state, device)
+        graph.replay()  # from here on nothing may wait for the device, which waits for the update
+        update(made, attention, after, rows)
     return answer
 
 
