@@ -121,7 +121,8 @@ class DeltaChunk:
             torch.eye(tokens, dtype=torch.float64).expand(len(key), -1, -1), upper=False, unitriangular=True,
         )  # fmt: skip
         self.grown_keys = self.beta * key * self.grown
-        self.wanted = self.beta * value - self.grown_keys @ state.value.mT
+        self.taken: torch.Tensor = self.grown_keys @ state.value.mT
+        self.wanted = self.beta * value - self.taken
         self.added = self.inverse @ self.wanted
 
     def _pairs(self, rows: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -198,12 +199,13 @@ class DeltaChunk:
         if not self.narrow:
             return torch.zeros_like(self.added)
         inverse, state, turned = self.inverse.square(), self.state.value.square().mT, self._turned_keys
-        values = self.beta * self.value
-        squares = inverse @ (self.alike.tril(-1).square() @ self.added.square())
-        squares = squares + self._inverse_squares @ self.wanted.square()
-        squares = squares + inverse @ values.square() + (self.inverse @ values).square()
-        squares = squares + (inverse @ self.grown_keys.square() + turned.square()) @ state
-        squares = squares + (turned @ self.state.value.mT).square() + self.added.square()
+        off = self.inverse @ self.taken  # what the first state is taken off by; values less that are what is added
+        squares = inverse @ (self.alike.tril(-1).square() @ self.added.square() + (self.beta * self.value).square())
+        squares += self._inverse_squares @ self.wanted.square()
+        squares += (inverse @ self.grown_keys.square() + turned.square()) @ state
+        squares += (self.added + off).square()
+        squares += off.square()
+        squares += self.added.square()
         rounded: torch.Tensor = squares * self.rounding
         return rounded
 
@@ -225,8 +227,8 @@ class DeltaChunk:
             return 0.0
         grown, scores = (self.query * self.grown).square(), self.scores.square()
         squares = grown @ self.state.value.square().mT + old.square()
-        squares = squares + 2 * scores @ self.added.square() + inner.square()
-        rounded: torch.Tensor = squares * self.rounding + scores @ self._added_squares
+        squares = (squares + inner.square()) * self.rounding
+        rounded: torch.Tensor = squares + scores @ (self.added.square() * (2 * self.rounding) + self._added_squares)
         return rounded
 
     @staticmethod
