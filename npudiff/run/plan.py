@@ -90,8 +90,8 @@ class Request:
     own: tuple[str, ...] = ()
     """Files or modules with components and properties of the user's."""
     at_first: int | None = None
-    """Cases of equivalence of what is built in, on this host, where nobody says how many; None for half as many as
-    usual."""
+    """Cases of equivalence of what is built in, on this host, where nobody says how many; None for a part of
+    them."""
     given: tuple[Implementation, ...] = ()
     """Implementations as they are, in place of what names find."""
 
@@ -220,7 +220,7 @@ class Plan:
     def usual_examples(self) -> int:
         """Cases of equivalence per implementation, of which costly components get a part."""
         preset = run_preset(self.request.hypothesis_profile).examples
-        first = self.request.at_first or preset // 2
+        first = self.request.at_first or round(preset * AT_FIRST)
         return self.request.examples or (first if self.only_begins else preset)
 
     def budget(self, job: Job) -> Budget:
@@ -270,6 +270,9 @@ class Plan:
         share = STATEFUL_EXAMPLE_RATIO if keeps else job.prop.example_ratio
         return share * runs * (1.0 if named or job in self.mutants else component.example_ratio)
 
+
+AT_FIRST = 0.4
+"""Part of the usual cases that all which is built in gets on a host: then a check takes about a minute on two cores."""
 
 _ANSWER = 2.0
 """Seconds beyond the time of a call: who waits for a candidate's process says first that it hangs, and where."""

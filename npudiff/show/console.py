@@ -103,7 +103,7 @@ class Console:
         if plan.target.name == "sim":
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
         if plan.only_begins:
-            fewer = f"up to {plan.usual_examples} cases of each implementation; twice as many of a named component"
+            fewer = f"up to {plan.usual_examples} cases of each implementation; more of a named component"
             self.rich.print(f"[dim]{fewer}, any number with --examples[/]")
         if plan.target.other_canns:
             others = ", ".join(plan.target.other_canns)
