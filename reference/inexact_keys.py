@@ -69,9 +69,9 @@ class InexactKeys:
         An exponential is convex: what is linear in the errors of scores is widened by the largest of them, in numerator
         and denominator, and so are the weights that the bounds of everything else were computed with.
         """
-        self.shrink(share)
+        second, first, own, mass = (sums * share.square() for sums in (self._second, self._first, self._own, self._mass))
         widest = torch.exp(2 * ACCUMULATION_CONFIDENCE * self._furthest.sqrt())
-        moved = (self._second - 2 * value * self._first + value.square() * self._mass).clamp(min=0.0)
-        errors = ACCUMULATION_CONFIDENCE * (moved + self._own).sqrt()
-        logarithm = ACCUMULATION_CONFIDENCE * self._mass.sqrt() * widest
+        moved = (second - 2 * value * first + value.square() * mass).clamp(min=0.0)
+        errors = ACCUMULATION_CONFIDENCE * (moved + own).sqrt()
+        logarithm = ACCUMULATION_CONFIDENCE * mass.sqrt() * widest
         return (output_bound + errors) * widest, lse_bound + logarithm.squeeze(-1)
