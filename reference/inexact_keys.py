@@ -69,7 +69,8 @@ class InexactKeys:
         An exponential is convex: what is linear in the errors of scores is widened by the largest of them, in numerator
         and denominator, and so are the weights that the bounds of everything else were computed with.
         """
-        second, first, own, mass = (sums * share.square() for sums in (self._second, self._first, self._own, self._mass))
+        unscaled = (self._second, self._first, self._own, self._mass)
+        second, first, own, mass = (sums * share.square() for sums in unscaled)
         widest = torch.exp(2 * ACCUMULATION_CONFIDENCE * self._furthest.sqrt())
         moved = (second - 2 * value * first + value.square() * mass).clamp(min=0.0)
         errors = ACCUMULATION_CONFIDENCE * (moved + own).sqrt()
