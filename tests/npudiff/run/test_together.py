@@ -133,6 +133,15 @@ def test_who_writes_into_its_inputs_fails_and_harms_nobody(jobs):
     assert [outcome.verdict for outcome in outcomes] == [Verdict.RAISED, Verdict.HOLDS]
 
 
+def test_who_writes_is_seen_after_others_for_which_the_inputs_were_looked_at(jobs):
+    def writes(inputs, target):
+        inputs.x.add_(1)
+        return (inputs.x - 1) * 2
+
+    outcomes = run_together(several := jobs((right, BOTH), (writes, BOTH), (right, BOTH)), budgets(several))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.HOLDS, Verdict.RAISED, Verdict.HOLDS]
+
+
 def test_who_writes_into_its_inputs_and_says_nothing_of_the_case_harms_nobody_either(jobs):
     def leaves(inputs, target):
         inputs.x.add_(1)
