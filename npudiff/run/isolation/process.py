@@ -128,6 +128,11 @@ class WorkerProcess:
         """Return the file that can be read when an answer, or the end of the process, can be heard."""
         return self._connection.fileno()
 
+    def begin_to_end(self) -> None:
+        """End the process without waiting until it is gone; ``kill`` has to follow."""
+        if self._pid:
+            self._kill_group()
+
     def kill(self) -> None:
         """End the process and all that it started, and let go of what is shared with it."""
         if self._pid:

@@ -30,13 +30,25 @@ def with_ranks(target: Target, seconds: float) -> Target:
     seconds : float
         That a call may take.
     """
-    groups: list[RankGroups] = []
+    return replace(target, on_ranks=LateRanks(target, seconds))
 
-    def begin(subject: Subject, inputs: AnyInputs) -> Callable[[], Mapping[str, torch.Tensor]]:
-        if not groups:
+
+class LateRanks:
+    """Ranks that are made when the first call is begun: most runs need none, nor what they are made with."""
+
+    def __init__(self, target: Target, seconds: float) -> None:
+        self._target, self._seconds = target, seconds
+        self._groups: RankGroups | None = None
+
+    def __call__(self, subject: Subject, inputs: AnyInputs) -> Callable[[], Mapping[str, torch.Tensor]]:
+        """Begin a call, as ``RankGroups.begin`` does."""
+        if self._groups is None:
             from npudiff.run.ranks.group import RankGroups  # noqa: PLC0415 - torch.distributed, where it is needed
 
-            groups.append(RankGroups(target, seconds))
-        return groups[0].begin(subject, inputs)
+            self._groups = RankGroups(self._target, self._seconds)
+        return self._groups.begin(subject, inputs)
 
-    return replace(target, on_ranks=begin)
+    def close(self) -> None:
+        """End all ranks."""
+        if self._groups is not None:
+            self._groups.close()

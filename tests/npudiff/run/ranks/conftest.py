@@ -72,8 +72,9 @@ def ranked():
     """The component, and ``subject(function, seconds)``."""
     made = []
 
-    def subject(function=total, seconds=20.0):
-        target = with_ranks(Target("here", "cpu", "0", contextlib.nullcontext), seconds)
+    def subject(function=total, seconds=20.0, devices=None, target=None):
+        target = target or Target("here", "cpu", "0", contextlib.nullcontext, devices=devices)
+        target = with_ranks(target, seconds)
         made.append(target)
         return Subject(COMPONENT, Implementation("sums", "mine", function), target)
 
