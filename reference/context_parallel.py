@@ -115,10 +115,10 @@ def part_of_rank(inputs: ContextParallelInputs, rank: int) -> ContextParallelPar
     )
 
 
-def rows_of_rank(inputs: ContextParallelInputs, output: str) -> int:
+def rows_of_ranks(inputs: ContextParallelInputs, output: str) -> tuple[int, ...]:
     """Return how many rows of an output each rank returns: one for each new token."""
     del output
-    return len(inputs.query)
+    return (len(inputs.query),) * inputs.ranks
 
 
 def history_lengths(inputs: ContextParallelInputs) -> list[int]:
@@ -162,7 +162,8 @@ def context_parallel(inputs: ContextParallelInputs) -> dict[str, Expected]:
     -----
     A device attends to parts of the keys, each of which it rounds to the query's dtype, and merges them all at once by
     float32 log-sum-exps: one more rounding for each part, together as large as one of the whole, and sums over ranks
-    (``AttentionRoundings.merges``). With one rank there is nothing to merge.
+    (``AttentionRoundings.merges``). In a decode of one rank there is nothing to merge; a prefill has its own chunks and
+    what lies before them to merge on one rank, too.
     """
     _validate(inputs)
     requests = [_whole(inputs, request) for request in range(len(inputs.kv_lengths))]
@@ -174,7 +175,7 @@ def context_parallel(inputs: ContextParallelInputs) -> dict[str, Expected]:
         lambda request, total: CacheReader(requests[request], 0, total),
         inputs.query.shape[2],
         scale=inputs.scale,
-        roundings=AttentionRoundings(merges=int(several)),
+        roundings=AttentionRoundings(merges=int(several or not inputs.sharded)),
     )
     if several:
         found = {name: _merged_over_ranks(name, expected, inputs) for name, expected in found.items()}

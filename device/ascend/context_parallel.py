@@ -107,7 +107,9 @@ class ShardedDecode:
         output, lse = self.call(query.unsqueeze(1), "BSND", self.visible().tolist(), table)
         return output.squeeze(1), lse.reshape(len(query), -1)
 
-    def call(self, query: torch.Tensor, layout: str, lengths: list[int], table: torch.Tensor, **more: object) -> Partial:
+    def call(
+        self, query: torch.Tensor, layout: str, lengths: list[int], table: torch.Tensor, **more: object
+    ) -> Partial:
         """Fused attention over the pool."""
         pools = self.inputs.key_cache.flatten(2), self.inputs.value_cache.flatten(2)
         arguments = {
@@ -133,9 +135,7 @@ class ShardedDecode:
         outputs, logs = self.of_own_heads(output, lse)
         rows = len(output) * self.own_heads
         update = torch.ops.npu.npu_attention_update
-        merged, total = update(
-            [one.reshape(rows) for one in logs], [one.reshape(rows, -1) for one in outputs], 1
-        )
+        merged, total = update([one.reshape(rows) for one in logs], [one.reshape(rows, -1) for one in outputs], 1)
         shape = (len(output), self.own_heads)
         return self.defined(merged.view(*shape, -1), total.view(shape))
 
@@ -169,9 +169,7 @@ class PackedDecode(ShardedDecode):
     def attend(self, query: torch.Tensor) -> Partial:
         """Attention without a mask over as many keys as lie here."""
         rows = list(range(1, 1 + len(query)))
-        output, lse = self.call(
-            query, "TND", self.visible().tolist(), self.inputs.block_table, actual_seq_lengths=rows
-        )
+        output, lse = self.call(query, "TND", self.visible().tolist(), self.inputs.block_table, actual_seq_lengths=rows)
         return output, lse.squeeze(-1)
 
 
@@ -257,7 +255,7 @@ class GatheredLse(ShardedDecode):
 def attention_over(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor, scale: float
 ) -> Partial:
-    """Attention of rows ``[rows, heads, dim]`` over keys ``[keys, kv_heads, dim]``, in float32; rounded as a kernel does.
+    """Attention of rows ``[rows, heads, dim]`` over keys ``[keys, kv_heads, dim]``, rounded to the dtype of the rows.
 
     A row of which all keys are hidden has an output of 0 and a log-sum-exp of minus infinity.
     """

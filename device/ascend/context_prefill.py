@@ -2,14 +2,14 @@
 
 Causal rows cost as much as they see: chunks ``r`` and ``2 * ranks - 1 - r`` of ``2 * ranks`` give every rank as much.
 Sources: vllm 0.27.1, ``v1/worker/gpu/pcp_manager.py`` 164-300; sglang 0.5.23, ``layers/cp/zigzag.py`` and
-``hardware_backend/npu/attention/ascend_backend.py`` 1400-1459; vllm-ascend 0.13, ``attention_cp.py``, of whose two masks
-the merge is; and zhuzilin/ring-flash-attention, where keys go round.
+``hardware_backend/npu/attention/ascend_backend.py`` 1400-1459; vllm-ascend before 2026, of which are two parts of a
+chunk's keys that are merged; and zhuzilin/ring-flash-attention, where keys go round.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -28,14 +28,15 @@ FUSED: Box = {
 """What FIA takes in layout TND."""
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True)
+class Span:
     """New tokens of a request that are in one chunk."""
 
     start: int
     stop: int
 
     @property
-    def count(self) -> int:
+    def tokens(self) -> int:
         """How many there are."""
         return self.stop - self.start
 
@@ -93,7 +94,7 @@ class HeadTail:
             for start, new in zip(self.starts, self.new, strict=False):
                 span = self.span(new, chunk)
                 found += range(start + span.start, start + span.stop)
-                found += [-1] * (self.chunk(new) - span.count)
+                found += [-1] * (self.chunk(new) - span.tokens)
         return torch.tensor(found, device=self.device)
 
     def taken(self, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -137,7 +138,7 @@ class HeadTail:
 
     def real(self, *, tail: bool) -> torch.Tensor:
         """Which rows of a half do not fill a chunk up, bool ``[rows]``."""
-        counts = [(span.count, self.chunk(new)) for span, new in zip(self.spans(tail=tail), self.new, strict=True)]
+        counts = [(span.tokens, self.chunk(new)) for span, new in zip(self.spans(tail=tail), self.new, strict=True)]
         return torch.tensor([place < count for count, size in counts for place in range(size)], device=self.device)
 
     def attend(self, query: torch.Tensor, *, tail: bool) -> Partial:
@@ -150,7 +151,7 @@ class HeadTail:
 
     def attend_to_pool(self, query: torch.Tensor, *, tail: bool) -> Partial:
         """Attention over pages, of rows that are packed."""
-        counts = [span.count for span in self.spans(tail=tail)]
+        counts = [span.tokens for span in self.spans(tail=tail)]
         arguments = {
             "input_layout": "TND",
             "num_heads": self.heads,
@@ -200,7 +201,7 @@ class TwoMasks(HeadTail):
 
     def part(self, query: torch.Tensor, rows: list[Span], keys: list[Span], *, masked: bool) -> Partial:
         """Attention of rows over some keys of each request; those without any are absent."""
-        counts = [span.count for span in keys]
+        counts = [span.tokens for span in keys]
         if not sum(counts):
             return torch.zeros_like(query), torch.full(query.shape[:2], -torch.inf, device=self.device)
         picked = torch.cat([
@@ -214,7 +215,7 @@ class TwoMasks(HeadTail):
             "scale": self.inputs.scale,
             "atten_mask": compressed_mask(str(query.device)) if masked else None,
             "sparse_mode": 3 if masked else 0,
-            "actual_seq_lengths": list(itertools.accumulate(span.count for span in rows)),
+            "actual_seq_lengths": list(itertools.accumulate(span.tokens for span in rows)),
             "actual_seq_lengths_kv": list(itertools.accumulate(counts)),
             "softmax_lse_flag": True,
         }

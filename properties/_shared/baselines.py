@@ -18,6 +18,7 @@ from npudiff.model.baselines import BaselineSpec
 from npudiff.reference.cache_gather import CacheGatherInputs
 from npudiff.reference.cached_attention import CachedAttentionInputs
 from npudiff.reference.chunked_attention import ChunkedAttentionInputs
+from npudiff.reference.context_parallel import ContextParallelInputs
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 from npudiff.reference.latent_attention import LatentAttentionInputs
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs
@@ -31,6 +32,9 @@ _USUAL = {**_CONTIGUOUS, "magnitude": ("usual",)}
 _GAUSSIAN = {"recipe": ("gaussian",)}
 _ROUND_DIMS = {"head_dims": ("128",), "dtype": ("bfloat16", "float16")}
 _ANY = range(1, 300)
+
+POISON = 4096.0
+"""What values hold in pools of ranks where there is no token."""
 
 
 def in_order(
@@ -116,6 +120,12 @@ def _cached_attention(inputs: CachedAttentionInputs) -> CachedAttentionInputs:
     return replace(inputs, key_cache=key, value_cache=value)
 
 
+def _context_parallel(inputs: ContextParallelInputs) -> ContextParallelInputs:
+    """Zeros where no request has a token."""
+    pools = [pool.masked_fill(inputs.value_cache == POISON, 0.0) for pool in (inputs.key_cache, inputs.value_cache)]
+    return replace(inputs, key_cache=pools[0], value_cache=pools[1])
+
+
 def _chunked_attention(inputs: ChunkedAttentionInputs) -> ChunkedAttentionInputs:
     """Zeros where no request has a token that is seen; pages stay, since their table names them."""
     pool = inputs.kv
@@ -150,6 +160,19 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         },
         plain=_CONTIGUOUS,
         inputs=_cached_attention,
+    ),
+    "context_parallel": BaselineSpec(
+        fixed={
+            "batch": (1, 4), "query_length": (1, 128), "kv_length": (128, 1024), "ranks": (2, 4), "page_size": (128,),
+            "interleave": (1, 128), "own_heads": (4,), "kv_heads": (1,), "head_dim": (128,), "dtype": ("bfloat16",),
+        },
+        sizes={
+            "batch": range(1, 5), "query_length": (1, *range(1, 64)), "kv_length": range(64, 500),
+            "ranks": (1, 2, 4), "page_size": (16, 32, 64, 128), "interleave": (1, 16), "own_heads": (1, 2),
+            "kv_heads": (1, 2),
+        },
+        plain={**_CONTIGUOUS, "padded": (0,), "recipe": ("gaussian",)},
+        inputs=_context_parallel,
     ),
     "chunked_attention": BaselineSpec(
         fixed={

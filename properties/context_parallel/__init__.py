@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.model.component import Component
-from npudiff.model.illegal import beyond, constant, wrong_element
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.model.ranks import Ranks
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties.context_parallel.case import ContextParallelCase
@@ -17,7 +17,7 @@ from npudiff.reference.context_parallel import (
     ContextParallelInputs,
     context_parallel,
     part_of_rank,
-    rows_of_rank,
+    rows_of_ranks,
 )
 
 
@@ -50,15 +50,15 @@ component = Component(
     outputs=("output", "lse"),
     inputs=build_inputs,
     reference=context_parallel,
-    ranks=Ranks(count=lambda inputs: inputs.ranks, part=part_of_rank, rows=rows_of_rank),
+    ranks=Ranks(count=lambda inputs: inputs.ranks, part=part_of_rank, rows=rows_of_ranks),
     illegal=(
         wrong_element("a negative length", "kv_lengths", constant(-1)),
         wrong_element("a negative number of new tokens", "query_lengths", constant(-1)),
-        wrong_element("more new tokens than rows", "query_lengths", beyond("query")),
+        wrong_element("more new tokens than rows", "query_lengths", lambda inputs: len(inputs.query) + 1),
     ),
     coordinates=coordinates,
     highlighted_region="several ranks",
     relations=RELATIONS,
-    example_ratio=0.3,
+    example_ratio=0.1,
     baselines=BASELINES["context_parallel"],
 )

@@ -41,9 +41,12 @@ class Request:
 
 def _draw_requests(choose: Chooser, box: Box, case: ContextParallelCase) -> tuple[Request, ...]:
     drawer = _draw_decode if case.sharded else _draw_prefill
-    return choose.draw_list(
-        box, "batch", (1, 2, 3), lambda: drawer(choose, box, case), lambda first, other: _as_many_new(first, other)
-    )
+    drawn = choose.draw_list(box, "batch", (1, 2, 3), lambda: drawer(choose, box, case), _as_many_new)
+    if True not in box.get("ragged", (False, True)):
+        drawn = tuple(_as_many_new(drawn[0], request) for request in drawn)
+    if True not in box.get("prefix", (False, True)):
+        drawn = tuple(Request(request.query, request.query) for request in drawn)
+    return drawn
 
 
 def _as_many_new(first: Request, other: Request) -> Request:
