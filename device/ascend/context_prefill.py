@@ -23,7 +23,8 @@ from npudiff.reference.context_parallel import ContextParallelPart
 PREFILL: Box = {"stage": ("prefill",)}
 
 FUSED: Box = {
-    **PREFILL, "page_size": range(16, 1025, 16), "group": range(1, 65), "head_dim": (64, 128), "dtype": ("bfloat16",),
+    **PREFILL, "own_heads": range(1, 65), "page_size": range(16, 1025, 16), "head_dim": (64, 128),
+    "dtype": ("bfloat16",),
 }  # fmt: skip
 """What FIA takes in layout TND."""
 
@@ -260,20 +261,24 @@ class Ring(HeadTail):
             dist.send(held, after)
         return received
 
-    def requests_of_rows(self) -> torch.Tensor:
-        """Request of each row that this rank has, rows that fill chunks up included."""
-        return torch.tensor([r for _ in range(2) for r, new in enumerate(self.new) for _ in range(self.chunk(new))])
+    def places(self) -> list[torch.Tensor]:
+        """Rows of each request among those that a rank has, rows that fill chunks up included."""
+        sizes = [self.chunk(new) for new in self.new]
+        starts = [0, *itertools.accumulate(sizes)]
+        return [
+            torch.cat([torch.arange(start, start + size), torch.arange(starts[-1] + start, starts[-1] + start + size)])
+            for start, size in zip(starts, sizes, strict=False)
+        ]
 
     def of_prefixes(self, query: torch.Tensor) -> Partial:
         """Attention over the tokens of the pool before the new ones."""
-        owner, size = self.requests_of_rows(), self.inputs.page_size
         output = torch.zeros(query.shape, device=self.device)
         lse = torch.full(query.shape[:2], -torch.inf, device=self.device)
-        for request, prefix in enumerate(self.prefixes()):
+        size = self.inputs.page_size
+        for request, (rows, prefix) in enumerate(zip(self.places(), self.prefixes(), strict=True)):
             token = torch.arange(prefix, device=self.device)
             where = self.inputs.block_table[request].long()[token // size], token % size
-            rows = owner == request
-            hidden = torch.zeros(int(rows.sum()), prefix, dtype=torch.bool, device=self.device)
+            hidden = torch.zeros(len(rows), prefix, dtype=torch.bool, device=self.device)
             keys, values = self.inputs.key_cache[where], self.inputs.value_cache[where]
             found = attention_over(query[rows], keys, values, hidden, self.inputs.scale)
             output[rows], lse[rows] = found[0].float(), found[1]
@@ -282,14 +287,16 @@ class Ring(HeadTail):
     def of_chunks(self, query: torch.Tensor, held: torch.Tensor, source: int) -> Partial:
         """Attention over the chunks of a rank, of which a row sees what is of its request and not behind it."""
         mine, theirs = self.rows_of(self.rank), self.rows_of(source)
-        owner = self.requests_of_rows()
-        same = owner.unsqueeze(1) == owner
-        hidden = self.hidden(mine, theirs, same)
-        return attention_over(query, held[0], held[1], hidden, self.inputs.scale)
+        output, lse = torch.zeros_like(query), torch.empty(query.shape[:2], device=self.device)
+        for rows in self.places():
+            hidden = self.hidden(mine[rows], theirs[rows])
+            found = attention_over(query[rows], held[0][rows], held[1][rows], hidden, self.inputs.scale)
+            output[rows], lse[rows] = found
+        return output, lse
 
-    def hidden(self, mine: torch.Tensor, theirs: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-        """Which held tokens a row does not see, bool ``[rows, tokens]``."""
-        return ~same | (theirs < 0) | (theirs > mine.unsqueeze(1))
+    def hidden(self, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        """Which held tokens of a request its rows do not see, bool ``[rows, tokens]``."""
+        return (theirs < 0) | (theirs > mine.unsqueeze(1))
 
     def added(self, before: Partial, found: Partial) -> Partial:
         """What was found before and now, as one."""

@@ -58,9 +58,9 @@ class PrefillPaddingIsSeen(HeadTail):
 class PrefillZeroKeysAreSeen(Ring):
     """Keys of zeros, which fill chunks up, are seen by rows behind them."""
 
-    def hidden(self, mine: torch.Tensor, theirs: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-        """Hide what lies behind, of which -1 is nothing."""
-        return ~same | (theirs > mine.unsqueeze(1))
+    def hidden(self, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        """Hide what lies behind, which -1 does not."""
+        return theirs > mine.unsqueeze(1)
 
 
 @class_mutant(fia_head_tail, f"{_SGLANG}/pull/23269: chunks are those of the whole batch, not of each request")
@@ -161,10 +161,10 @@ class PrefillRingAddsLogarithms(Ring):
 class PrefillRingSeesAhead(Ring):
     """A row sees all of what another rank's head has."""
 
-    def hidden(self, mine: torch.Tensor, theirs: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    def hidden(self, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
         """Hide nothing of heads of others."""
-        hidden = super().hidden(mine, theirs, same)
-        if len(mine) and not torch.equal(mine, theirs):
+        hidden = super().hidden(mine, theirs)
+        if not torch.equal(mine, theirs):
             half = len(theirs) // 2
-            hidden[:, :half] = ~same[:, :half] | (theirs[:half] < 0)
+            hidden[:, :half] = theirs[:half] < 0
         return hidden

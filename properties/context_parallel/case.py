@@ -46,6 +46,8 @@ def _draw_requests(choose: Chooser, box: Box, case: ContextParallelCase) -> tupl
         drawn = tuple(_as_many_new(drawn[0], request) for request in drawn)
     if True not in box.get("prefix", (False, True)):
         drawn = tuple(Request(request.query, request.query) for request in drawn)
+    assume(False in box.get("ragged", (False,)) or len({request.query for request in drawn}) > 1)
+    assume(False in box.get("prefix", (False,)) or any(request.kv > request.query for request in drawn))
     return drawn
 
 
@@ -162,11 +164,6 @@ class ContextParallelCase(Case):
     def ragged(self) -> bool:
         """Whether requests differ in their number of new tokens."""
         return len(self.query_length) > 1
-
-    @derived("query heads of all ranks per KV head", _SIZES)
-    def group(self) -> int:
-        """Query heads of all ranks per KV head."""
-        return max(1, self.heads // self.kv_heads)
 
     @derived("whether a request has tokens before its new ones", (False, True))
     def prefix(self) -> bool:

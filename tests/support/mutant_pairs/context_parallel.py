@@ -43,9 +43,7 @@ PAIRS = {
     "context_drafts_see_alike": Pair(decode((2, 5)), [FIVE, decode((1, 1))], ""),
     "context_drafts_before_the_first_key": Pair(decode((2, 2)), [FIVE, decode((2, 6)), decode((1, 1))], ""),
     "context_hidden_rows_present": Pair(decode((2, 2)), [FIVE, decode((2, 6)), decode((1, 1))], ""),
-    "context_heads_in_another_order": Pair(
-        replace(FIVE, own_heads=2), [FIVE, replace(ALONE, own_heads=2)], ""
-    ),
+    "context_heads_in_another_order": Pair(replace(FIVE, own_heads=2), [FIVE, replace(ALONE, own_heads=2)], ""),
     "context_heads_not_gathered": Pair(FIVE, [ALONE], ""),
     "context_own_shard_only": Pair(FIVE, [ALONE], ""),
     "prefill_tail_mirrored": Pair(EIGHT, [EIGHT_ALONE, ONE_ALONE], ""),
