@@ -21,10 +21,8 @@ are merged."""
 
 DECODE: Box = {"stage": ("decode",)}
 
-FUSED: Box = {
-    **DECODE, "ranks": range(1, 9), "own_heads": range(1, 9), "page_size": range(16, 1025, 16), "head_dim": (64, 128),
-}  # fmt: skip
-"""What fused attention takes of pages, and of query heads, of which it is given those of all ranks."""
+FUSED: Box = {**DECODE, "page_size": range(16, 1025, 16), "head_dim": (64, 128)}
+"""What fused attention takes of pages."""
 
 INVALID_ROWS = 2
 """``inner_precise`` that leaves out rows of which a mask hides every key; without it they see all keys alike."""

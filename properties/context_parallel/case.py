@@ -19,7 +19,6 @@ RECIPES = ("gaussian", "needle", "hot", "cold", "uneven")
 hot, cold: every score is near 100 or -100, beyond what a float32 exponential holds. uneven: hot and cold stretches."""
 
 _LENGTHS = range(2**16 + 1)
-_SIZES = range(1, 2**12 + 1)
 
 DRAFTS = (1, 1, 1, 2, 3, 4, 8)
 """New tokens of a request that is decoded; more than one are drafts."""
@@ -27,8 +26,8 @@ DRAFTS = (1, 1, 1, 2, 3, 4, 8)
 MOST_QUERY_ROWS = 2**12
 """Query rows of all heads up to which a case has more than it must."""
 
-MOST_GROUP = 64
-"""Query heads that share a KV head, of which operators take no more."""
+MOST_HEADS = 64
+"""Query heads of all ranks: operators take no more for a KV head."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ def _draw_requests(choose: Chooser, box: Box, case: ContextParallelCase) -> tupl
     if True not in box.get("prefix", (False, True)):
         drawn = tuple(Request(request.query, request.query) for request in drawn)
     assume(False in box.get("ragged", (False,)) or len({request.query for request in drawn}) > 1)
+    few = not case.sharded and any(request.query < 2 * case.ranks for request in drawn)
+    assume(False in box.get("empty_chunks", (False,)) or few)
     assume(False in box.get("prefix", (False,)) or any(request.kv > request.query for request in drawn))
     return drawn
 
@@ -68,7 +69,11 @@ def _draw_prefill(choose: Chooser, box: Box, case: ContextParallelCase) -> Reque
     """New tokens that make chunks of equal length, or nearly, or leave some empty; with a prefix or without."""
     chunks, size = 2 * case.ranks, case.page_size
     usual = (1, chunks - 1, chunks, chunks + 1, 2, 2 * chunks - 1, 3 * chunks + 1, 17, 65)
-    new = choose.pick(within(usual, box.get("query_length"))[:4096])
+    options = within(usual, box.get("query_length"))[:4096]
+    if True not in box.get("empty_chunks", (False, True)):
+        options = [new for new in options if new >= chunks]
+        assume(options)
+    new = choose.pick(options)
     return _with_total(choose, box, new, [new + prefix for prefix in (0, 0, 1, size - 1, size, size + 1, 20)])
 
 
@@ -78,9 +83,15 @@ def _with_total(choose: Chooser, box: Box, new: int, totals: list[int]) -> Reque
     return Request(new, choose.pick(fitting))
 
 
+def _leaves_heads(case: ContextParallelCase, ranks: int) -> bool:
+    """Whether so many ranks may have as many heads each as are asked for."""
+    own = case.box.get("own_heads", (1,))
+    return not case.sharded or ranks * min(own) <= MOST_HEADS
+
+
 def _affords_heads(case: ContextParallelCase, own: int) -> bool:
     heads = own * case.ranks if case.sharded else own
-    return heads <= MOST_GROUP and heads * sum(request.query for request in case.requests) <= MOST_QUERY_ROWS
+    return heads <= MOST_HEADS and heads * sum(request.query for request in case.requests) <= MOST_QUERY_ROWS
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,8 @@ class ContextParallelCase(Case):
         "decode: over shards of a history; prefill: new tokens in head and tail chunks", STAGES, "decode", always=True,
     )  # fmt: skip
     ranks: int = axis(
-        "ranks", range(1, 17), 1, drawn=(1, 2, 2, 2, 2, 3, 3, 4, 8), shown=lambda case: counted(case.ranks, "rank"),
-        always=True, region="several ranks",
+        "ranks", range(1, 17), 1, drawn=(1, 2, 2, 2, 2, 3, 3, 4, 8), fits=_leaves_heads,
+        shown=lambda case: counted(case.ranks, "rank"), always=True, region="several ranks",
     )  # fmt: skip
     page_size: int = axis(
         "tokens per page", range(1, 2**12 + 1), 16, drawn=lambda case: (16, 32) if case.far else (16, 16, 32, 48, 128),
@@ -109,11 +120,12 @@ class ContextParallelCase(Case):
         applies=lambda case: case.sharded, shown="interleave {}", always=True,
     )  # fmt: skip
     own_heads: int = axis(
-        "query heads of a rank", _SIZES, 1, drawn=(1, 2, 3, 4), affordable=_affords_heads,
+        "query heads of a rank", range(1, MOST_HEADS + 1), 1, drawn=(1, 2, 3, 4), affordable=_affords_heads,
         shown=lambda case: f"heads {case.heads}:{case.kv_heads}", always=True, region="several heads",
     )  # fmt: skip
     kv_heads: int = axis(
-        "KV heads", _SIZES, 1, drawn=(1, 1, 2, 3), fits=lambda case, kv_heads: case.heads % kv_heads == 0, shown="",
+        "KV heads", range(1, MOST_HEADS + 1), 1, drawn=(1, 1, 2, 3),
+        fits=lambda case, kv_heads: case.heads % kv_heads == 0, shown="",
     )  # fmt: skip
     head_dim: int = axis("elements of a head", range(8, 513, 8), 64, drawn=(64, 128), shown="dim {}", always=True)
     dtype: str = axis("dtype of queries, keys and values", ("bfloat16", "float16"), "bfloat16", always=True)
@@ -170,6 +182,11 @@ class ContextParallelCase(Case):
         """Whether a request has tokens before its new ones."""
         return any(request.kv > request.query for request in self.requests)
 
+    @derived("whether a request of a prefill has fewer new tokens than there are chunks", (False, True))
+    def empty_chunks(self) -> bool:
+        """Whether some chunks are empty."""
+        return not self.sharded and any(request.query < 2 * self.ranks for request in self.requests)
+
     def tokens_of(self, rank: int, length: int) -> int:
         """How many of the first tokens of a request lie on a rank."""
         if not self.sharded:
@@ -188,6 +205,8 @@ class ContextParallelCase(Case):
             yield "a request has new tokens, and no more of them than tokens"
         if self.page_size % self.interleave:
             yield f"stretches of {self.interleave} tokens do not divide pages of {self.page_size}"
+        if self.heads > MOST_HEADS:
+            yield f"there would be more than {MOST_HEADS} query heads"
         if self.heads % self.kv_heads:
             yield f"{self.heads} query heads are not shared by {self.kv_heads} KV heads"
         stored = self.ranks * self.pages * self.page_size * self.kv_heads
@@ -205,7 +224,7 @@ class ContextParallelCase(Case):
             "drafts that reach a new rank": drafts and any(map(self._reaches_new_rank, self.requests)),
             "stretch begun": self.sharded and any(one.kv % self.interleave for one in self.requests),
             "uneven chunks": not self.sharded and any(one.query % (2 * self.ranks) for one in self.requests),
-            "empty chunks": not self.sharded and any(one.query < 2 * self.ranks for one in self.requests),
+            "empty chunks": self.empty_chunks,
             "prefill behind a prefix": not self.sharded and self.prefix,
             "ragged": self.ragged,
         }
