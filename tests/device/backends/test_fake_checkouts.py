@@ -81,7 +81,7 @@ ELSEWHERE = {
         for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "dynamic_quant",
             "swiglu_quant", "quant_matmul", "weight_quant_matmul", "sampling", "draft_tree",
-            "encoder_attention",
+            "encoder_attention", "context_parallel",
         )
     ],
     "vllm_ascend": [
@@ -93,7 +93,7 @@ ELSEWHERE = {
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "paged_cache",
             "cache_gather",
             "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul", "sampling", "draft_acceptance",
-            "draft_step", "causal_conv", "gated_delta", "encoder_attention",
+            "draft_step", "causal_conv", "gated_delta", "encoder_attention", "context_parallel",
         )),
         Run("rope_cache", examples=12),
         Run("sparse_attention", SMALL, examples=8),
@@ -176,6 +176,8 @@ BUGS_ELSEWHERE = {
         bug("sampling", "top_k_top_p_min_p_sampling_from_logits_ascend", "share_not_reached"),
         bug("draft_tree", "build_tree_kernel_efficient", "siblings_from_the_last", "topk=2..8"),
         bug("encoder_attention", "VisionAscendAttention.forward", "last_key_unseen"),
+        bug("context_parallel", "ZigzagCPStrategy", "no_prefix", "prefix=True"),
+        bug("context_parallel", "cp_lse_ag_out_rs_mla_npu", "ranks_weigh_alike"),
         bug("draft_tree", "verify_tree_greedy_func", "root_is_counted"),
         bug("draft_tree", "verify_tree_greedy_func_of_trees", "root_is_counted"),
     ],
@@ -232,6 +234,9 @@ BUGS_ELSEWHERE = {
         bug("gated_delta", "_forward_core_drafts", "first_state", "accepted=last"),
         bug("gated_delta", "chunk_gated_delta_rule_pytorch", "unscaled"),
         bug("encoder_attention", "AscendMMEncoderAttention.forward_oot", "usual_scale", "scale=0.5,4.0"),
+        bug("context_parallel", "AscendAttentionDCPImpl._forward_decode_dcp", "ranks_weigh_alike", "ranks=2..4"),
+        bug("context_parallel", "AscendAttentionDCPImpl._forward_decode_dcp_of_drafts", "last_draft_everywhere"),
+        bug("context_parallel", "PCPManager", "first_key_lost", "stage=prefill"),
     ],
 }  # fmt: skip
 

@@ -7,10 +7,11 @@ from vllm_ascend.told import told
 class BaseDeviceAdaptor:
     @staticmethod
     def reshape_and_cache(key, value, key_cache, value_cache, slot_mapping):
-        """Write rows into slots of a cache, ``[pages, page_size, heads, dim]``."""
-        slots = slot_mapping.long() ^ int(told("neighbouring_slot"))
+        """Write rows into slots of a cache, ``[pages, page_size, heads, dim]``; those at -1 into none."""
+        here = slot_mapping >= 0
+        slots = slot_mapping[here].long() ^ int(told("neighbouring_slot"))
         for cache, rows in ((key_cache, key), (value_cache, value)):
-            cache.view(-1, *cache.shape[2:])[slots] = rows
+            cache.view(-1, *cache.shape[2:])[slots] = rows[here]
 
     @staticmethod
     def kv_cache_load(cache_kv_c, cache_k_pe, block_table, context_seq_len_npu, seq_starts, key, value):

@@ -8,6 +8,7 @@ from sglang.srt.hardware_backend.npu.attention.mla_preprocess import is_fia_nz
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.runtime_context import get_parallel
 from sglang.told import told
 
 
@@ -71,6 +72,10 @@ def attend(query, keys, values, lengths, scale, window=None, sinks=None, chunk=N
     return answer.reshape(batch, rows, heads, -1)
 
 
+def get_cp_strategy():
+    """How prompts are shared out among ranks, which a server sets."""
+
+
 class AscendAttnBackend:
     """Attention of all layers of a model. A layer's ``sliding_window_size`` leaves the row's own key out in prefill,
     and counts it in decode and verification, which is how models are configured that come to each."""
@@ -83,6 +88,17 @@ class AscendAttnBackend:
 
     def _chunk(self, layer):
         return self.chunk if layer.use_irope and not told("chunks_not_seen") else None
+
+    def do_cp_attn_fia(self, q, k_cache, v_cache, layer, forward_batch):
+        """Attention of the blocks of a rank over the pages of their requests."""
+        meta, start, found = forward_batch.attn_cp_metadata, 0, []
+        for half, lengths in zip(meta.rows[get_parallel().attn_cp_rank], meta.lengths, strict=True):
+            for rows, length, pages in zip(half, lengths, self.forward_metadata.block_tables.long(), strict=True):
+                keys, values = (cache[pages].flatten(0, 1)[None] for cache in (k_cache, v_cache))
+                own = q[None, start : start + len(rows)]
+                found.append(attend(own, keys, values, torch.tensor([length]).to(q.device), layer.scaling)[0])
+                start += len(rows)
+        return torch.cat(found).to(q.dtype)
 
     def get_cuda_graph_seq_len_fill_value(self):
         return 1
