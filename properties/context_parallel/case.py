@@ -38,17 +38,26 @@ class Request:
     kv: int
 
 
+def _wants(box: Box, axis: str, value: bool) -> bool:
+    """Whether cases are wanted that have a value, and no others."""
+    return (not value) not in box.get(axis, (False, True))
+
+
 def _draw_requests(choose: Chooser, box: Box, case: ContextParallelCase) -> tuple[Request, ...]:
     drawer = _draw_decode if case.sharded else _draw_prefill
     drawn = choose.draw_list(box, "batch", (1, 2, 3), lambda: drawer(choose, box, case), _as_many_new)
-    if True not in box.get("ragged", (False, True)):
+    if _wants(box, "ragged", value=False):
         drawn = tuple(_as_many_new(drawn[0], request) for request in drawn)
-    if True not in box.get("prefix", (False, True)):
+    if _wants(box, "prefix", value=False):
         drawn = tuple(Request(request.query, request.query) for request in drawn)
-    assume(False in box.get("ragged", (False,)) or len({request.query for request in drawn}) > 1)
     few = not case.sharded and any(request.query < 2 * case.ranks for request in drawn)
-    assume(False in box.get("empty_chunks", (False,)) or few)
-    assume(False in box.get("prefix", (False,)) or any(request.kv > request.query for request in drawn))
+    found = {
+        "ragged": len({request.query for request in drawn}) > 1,
+        "empty_chunks": few,
+        "prefix": any(request.kv > request.query for request in drawn),
+        "new_shard": any(map(case.reaches_new_shard, drawn)),
+    }
+    assume(not any(_wants(box, axis, value=not value) for axis, value in found.items()))
     return drawn
 
 
@@ -58,10 +67,15 @@ def _as_many_new(first: Request, other: Request) -> Request:
 
 def _draw_decode(choose: Chooser, box: Box, case: ContextParallelCase) -> Request:
     """A history that ends near the border of a stretch, of a round over all ranks, or of a page."""
-    new = choose.pick(within(DRAFTS, box.get("query_length"))[:4096])
+    options = within(DRAFTS, box.get("query_length"))[:4096]
+    several = [new for new in options if new > 1]
+    new = choose.pick(several if several and _wants(box, "new_shard", value=True) else options)
     stretch, turn = case.interleave, case.interleave * case.ranks
     borders = (0, stretch, turn - stretch, turn, turn + stretch, 2 * turn, case.page_size * case.ranks)
     totals = [max(border, 0) + more for border in borders for more in (new, 1, 0, new + 1, new - 1, new + 40)]
+    if _wants(box, "new_shard", value=True):
+        totals = [total for total in totals if total >= new and case.reaches_new_shard(Request(new, total))]
+        assume(totals)
     return _with_total(choose, box, new, totals)
 
 
@@ -70,7 +84,7 @@ def _draw_prefill(choose: Chooser, box: Box, case: ContextParallelCase) -> Reque
     chunks, size = 2 * case.ranks, case.page_size
     usual = (1, chunks - 1, chunks, chunks + 1, 2, 2 * chunks - 1, 3 * chunks + 1, 17, 65)
     options = within(usual, box.get("query_length"))[:4096]
-    if True not in box.get("empty_chunks", (False, True)):
+    if _wants(box, "empty_chunks", value=False):
         options = [new for new in options if new >= chunks]
         assume(options)
     new = choose.pick(options)
@@ -84,8 +98,10 @@ def _with_total(choose: Chooser, box: Box, new: int, totals: list[int]) -> Reque
 
 
 def _leaves_heads(case: ContextParallelCase, ranks: int) -> bool:
-    """Whether so many ranks may have as many heads each as are asked for."""
+    """Whether so many ranks may have as many heads each as are asked for, and something to be new to."""
     own = case.box.get("own_heads", (1,))
+    if ranks == 1 and _wants(case.box, "new_shard", value=True):
+        return False
     return not case.sharded or ranks * min(own) <= MOST_HEADS
 
 
@@ -104,6 +120,7 @@ class ContextParallelCase(Case):
     )
     stage: str = axis(
         "decode: over shards of a history; prefill: new tokens in head and tail chunks", STAGES, "decode", always=True,
+        fits=lambda case, stage: stage == "decode" or not _wants(case.box, "new_shard", value=True),
     )  # fmt: skip
     ranks: int = axis(
         "ranks", range(1, 17), 1, drawn=(1, 2, 2, 2, 2, 3, 3, 4, 8), fits=_leaves_heads,
@@ -187,12 +204,17 @@ class ContextParallelCase(Case):
         """Whether some chunks are empty."""
         return not self.sharded and any(request.query < 2 * self.ranks for request in self.requests)
 
+    @derived("whether drafts reach a rank on which no token lies that the first of them sees", (False, True))
+    def new_shard(self) -> bool:
+        """Whether a row of some request sees nothing on a rank on which a later row sees a key."""
+        return any(map(self.reaches_new_shard, self.requests))
+
     def tokens_of(self, rank: int, length: int) -> int:
         """How many of the first tokens of a request lie on a rank."""
         if not self.sharded:
             return length
-        return sum(1 for stretch in range(rank * self.interleave, length, self.interleave * self.ranks)
-                   for _ in range(stretch, min(stretch + self.interleave, length)))  # fmt: skip
+        rounds, left = divmod(length, self.interleave * self.ranks)
+        return rounds * self.interleave + min(max(left - rank * self.interleave, 0), self.interleave)
 
     @property
     def pages(self) -> int:
@@ -221,7 +243,7 @@ class ContextParallelCase(Case):
         return {
             "empty shard": self.sharded and any(not self.tokens_of(self.ranks - 1, one.kv) for one in self.requests),
             "drafts": drafts,
-            "drafts that reach a new rank": drafts and any(map(self._reaches_new_rank, self.requests)),
+            "drafts that reach a new rank": self.new_shard,
             "stretch begun": self.sharded and any(one.kv % self.interleave for one in self.requests),
             "uneven chunks": not self.sharded and any(one.query % (2 * self.ranks) for one in self.requests),
             "empty chunks": self.empty_chunks,
@@ -229,7 +251,8 @@ class ContextParallelCase(Case):
             "ragged": self.ragged,
         }
 
-    def _reaches_new_rank(self, request: Request) -> bool:
-        """Whether some rows of a request see keys on a rank on which the rows before see none."""
+    def reaches_new_shard(self, request: Request) -> bool:
+        """Whether a row of a request sees nothing on a rank on which a later row sees a key."""
         first = request.kv - request.query + 1
-        return any(self.tokens_of(r, request.kv) and not self.tokens_of(r, first) for r in range(self.ranks))
+        ranks = range(self.ranks if self.sharded else 0)
+        return any(self.tokens_of(rank, request.kv) and not self.tokens_of(rank, first) for rank in ranks)
