@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hypothesis import assume
@@ -56,6 +56,7 @@ def _draw_requests(choose: Chooser, box: Box, case: ContextParallelCase) -> tupl
         "empty_chunks": few,
         "prefix": any(request.kv > request.query for request in drawn),
         "new_shard": any(map(case.reaches_new_shard, drawn)),
+        "mixed_shards": case.mixes_shards(drawn),
     }
     assume(not any(_wants(box, axis, value=not value) for axis, value in found.items()))
     return drawn
@@ -209,6 +210,11 @@ class ContextParallelCase(Case):
         """Whether a row of some request sees nothing on a rank on which a later row sees a key."""
         return any(map(self.reaches_new_shard, self.requests))
 
+    @derived("whether a rank has histories of some requests, and of others nothing", (False, True))
+    def mixed_shards(self) -> bool:
+        """Whether a rank has tokens of one request's history, and none of another's that has one."""
+        return self.mixes_shards(self.requests)
+
     def tokens_of(self, rank: int, length: int) -> int:
         """How many of the first tokens of a request lie on a rank."""
         if not self.sharded:
@@ -243,6 +249,7 @@ class ContextParallelCase(Case):
         return {
             "empty shard": self.sharded and any(not self.tokens_of(self.ranks - 1, one.kv) for one in self.requests),
             "drafts": drafts,
+            "shards of some requests": self.mixed_shards,
             "drafts that reach a new rank": self.new_shard,
             "stretch begun": self.sharded and any(one.kv % self.interleave for one in self.requests),
             "uneven chunks": not self.sharded and any(one.query % (2 * self.ranks) for one in self.requests),
@@ -256,3 +263,9 @@ class ContextParallelCase(Case):
         first = request.kv - request.query + 1
         ranks = range(self.ranks if self.sharded else 0)
         return any(self.tokens_of(rank, request.kv) and not self.tokens_of(rank, first) for rank in ranks)
+
+    def mixes_shards(self, requests: Sequence[Request]) -> bool:
+        """Whether a rank has tokens of one request's history, and none of another's that has one."""
+        histories = [request.kv - request.query for request in requests if request.kv > request.query]
+        shards = [[self.tokens_of(rank, old) for old in histories] for rank in range(self.ranks)]
+        return any(any(shard) and not all(shard) for shard in shards)

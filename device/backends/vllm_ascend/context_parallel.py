@@ -7,7 +7,7 @@ prefill a rank has, and the merge. Groups of ranks are vllm's, without its engin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,7 @@ from vllm_ascend.worker import block_table, dcp_utils
 
 from npudiff import Target, implementation
 from npudiff.device.ascend.fused_attention import compressed_mask
+from npudiff.device.backends.vllm_ascend.world import patched
 from npudiff.model.constraints import Box
 from npudiff.reference.context_parallel import ContextParallelPart
 
@@ -79,19 +80,19 @@ def _written(inputs: ContextParallelPart, slots: torch.Tensor) -> None:
 
 @contextmanager
 def _pass() -> Iterator[None]:
-    """Be inside a forward pass that captures nothing."""
+    """Be inside a forward pass that captures nothing, and moves nothing to another machine meanwhile."""
     context = SimpleNamespace(capturing=False, is_draft_model=False)
     with (
         mock.patch.object(attention_cp, "_EXTRA_CTX", context),
         mock.patch.object(attention_cp, "get_graph_params", return_value=None),
+        patched(attention_cp, {"record_attention_compute_start": lambda: None}),
     ):
         yield
 
 
-def _decoded(inputs: ContextParallelPart, speculative: object, mask: torch.Tensor | None) -> torch.Tensor:
-    """Run ``AscendAttentionDCPImpl._forward_decode_dcp`` on the new tokens, and return the output of this rank."""
-    _written(inputs, _slots(inputs))
-    attention = _without_init(
+def _attention(inputs: ContextParallelPart, speculative: object = None) -> Any:  # noqa: ANN401 - vllm-ascend's
+    """Return the attention of a layer, of this rank."""
+    return _without_init(
         attention_cp.AscendAttentionDCPImpl,
         key_cache=inputs.key_cache,
         value_cache=inputs.value_cache,
@@ -105,7 +106,18 @@ def _decoded(inputs: ContextParallelPart, speculative: object, mask: torch.Tenso
         dcp_group=_group(inputs.ranks, inputs.rank),
         dcp_device_group=dist.group.WORLD if inputs.ranks > 1 else None,
     )
-    lengths = get_dcp_local_seq_lens(torch.tensor(inputs.kv_lengths), inputs.ranks, inputs.interleave)
+
+
+def _lengths(inputs: ContextParallelPart, totals: Sequence[int]) -> torch.Tensor:
+    """Tokens of each request on each rank, of so many first ones."""
+    found: torch.Tensor = get_dcp_local_seq_lens(torch.tensor(totals), inputs.ranks, inputs.interleave)
+    return found
+
+
+def _decoded(inputs: ContextParallelPart, speculative: object, mask: torch.Tensor | None) -> torch.Tensor:
+    """Run ``AscendAttentionDCPImpl._forward_decode_dcp`` on the new tokens, and return the output of this rank."""
+    _written(inputs, _slots(inputs))
+    lengths = _lengths(inputs, inputs.kv_lengths)
     batch = SimpleNamespace(
         num_decodes=len(inputs.kv_lengths),
         actual_seq_lengths_q=list(itertools.accumulate(inputs.query_lengths)),
@@ -115,7 +127,7 @@ def _decoded(inputs: ContextParallelPart, speculative: object, mask: torch.Tenso
         ),
     )
     with _pass():
-        output: torch.Tensor = attention._forward_decode_dcp(inputs.query, batch)
+        output: torch.Tensor = _attention(inputs, speculative)._forward_decode_dcp(inputs.query, batch)
     return output.to(inputs.query.dtype)
 
 
@@ -148,6 +160,46 @@ def forward_drafts(inputs: ContextParallelPart, target: Target) -> torch.Tensor:
     histories = [total - rows for rows, total in zip(inputs.query_lengths, inputs.kv_lengths, strict=True)]
     mask = manager.generate_mtp_attention_mask_for_decode(histories, np.array(inputs.query_lengths, dtype=np.int32))
     return _decoded(inputs, SimpleNamespace(), mask.to(target.device))
+
+
+@implementation(
+    "context_parallel", name="AscendAttentionDCPImpl.forward_impl", on_device=True,
+    supports={**_DECODE, "kv_heads": (1,), "query_length": range(1, 2**16)},
+)  # fmt: skip
+def forward_chunk(inputs: ContextParallelPart, target: Target) -> torch.Tensor:
+    """AscendAttentionDCPImpl.forward_impl of prompts behind histories, with metadata of its own builder.
+
+    New tokens see each other as they were handed over, and histories as they lie on ranks.
+    """
+    inputs = inputs.to(target.device)
+    new = torch.tensor(inputs.query_lengths, dtype=torch.int32)
+    totals = torch.tensor(inputs.kv_lengths, dtype=torch.int32)
+    builder = _without_init(
+        attention_cp.AscendAttentionDCPMetadataBuilder,
+        dcp_size=inputs.ranks,
+        dcp_rank=inputs.rank,
+        device=inputs.query.device,
+        chunked_prefill_enabled=True,
+    )
+    histories = _lengths(inputs, (totals - new).tolist()).numpy()
+    made = builder._build_backend_metadata(
+        SimpleNamespace(context_parallel_metadata=SimpleNamespace(num_computed_tokens_of_dcp=histories)),
+        block_table=inputs.block_table, query_lens=new, seq_lens=totals, num_decodes=0, num_prefills=len(new),
+    )  # fmt: skip
+    batch = _without_init(
+        attention_cp.AscendAttentionDCPMetadata,
+        num_decodes=0,
+        num_prefills=len(new),
+        num_decode_tokens=0,
+        num_actual_tokens=len(inputs.query),
+        attn_mask=compressed_mask(str(inputs.query.device)),
+        **made,
+    )
+    output = torch.full_like(inputs.query, 777.0)
+    caches = inputs.key_cache, inputs.value_cache
+    with _pass():
+        _attention(inputs).forward_impl(inputs.query, inputs.key, inputs.value, caches, batch, output)
+    return output
 
 
 @implementation("context_parallel", name="PCPManager", supports=_PREFILL, on_device=True)
