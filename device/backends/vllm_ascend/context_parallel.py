@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from vllm.distributed.device_communicators.base_device_communicator import DeviceCommunicatorBase
@@ -158,7 +157,9 @@ def forward_drafts(inputs: ContextParallelPart, target: Target) -> torch.Tensor:
         dcp_mtp_attn_mask=SimpleNamespace(cpu=torch.zeros(batch, new, width, dtype=torch.bool)),
     )
     histories = [total - rows for rows, total in zip(inputs.query_lengths, inputs.kv_lengths, strict=True)]
-    mask = manager.generate_mtp_attention_mask_for_decode(histories, np.array(inputs.query_lengths, dtype=np.int32))
+    mask = manager.generate_mtp_attention_mask_for_decode(
+        histories, torch.tensor(inputs.query_lengths, dtype=torch.int32).numpy()
+    )
     return _decoded(inputs, SimpleNamespace(), mask.to(target.device))
 
 
@@ -209,11 +210,11 @@ def prefill(inputs: ContextParallelPart, target: Target) -> torch.Tensor:
     vllm-ascend derives its manager from vllm's, which is this one.
     """
     inputs = inputs.to(target.device)
-    starts = np.concatenate([[0], np.cumsum(inputs.query_lengths)])
-    new = np.array(inputs.query_lengths, dtype=np.int32)
-    computed = np.array(inputs.kv_lengths, dtype=np.int32) - new
+    starts = torch.tensor([0, *itertools.accumulate(inputs.query_lengths)]).numpy()
+    new = torch.tensor(inputs.query_lengths, dtype=torch.int32).numpy()
+    computed = torch.tensor(inputs.kv_lengths, dtype=torch.int32).numpy() - new
     manager = pcp_manager.PCPManager(inputs.ranks, inputs.rank, torch.device("cpu"))
-    by_rank, counts = manager._build_batch_layout(new, computed, np.ones(len(new), dtype=bool), starts)
+    by_rank, counts = manager._build_batch_layout(new, computed, torch.ones(len(new), dtype=torch.bool).numpy(), starts)
     segments, rows = by_rank[inputs.rank], max(counts)
     group = _group(inputs.ranks, inputs.rank)
     local = manager._padded_gather_idx[inputs.rank * rows : (inputs.rank + 1) * rows].to(inputs.query.device)
