@@ -23,8 +23,7 @@ from npudiff.reference.context_parallel import ContextParallelPart
 PREFILL: Box = {"stage": ("prefill",)}
 
 FUSED: Box = {
-    **PREFILL, "page_size": range(16, 1025, 16), "head_dim": (64, 128),
-    "dtype": ("bfloat16",),
+    **PREFILL, "page_size": range(16, 1025, 16), "head_dim": (64, 128), "dtype": ("bfloat16",),
 }  # fmt: skip
 """What FIA takes in layout TND."""
 

@@ -11,11 +11,12 @@ from npudiff.model.illegal import constant, wrong_element
 from npudiff.model.ranks import Ranks
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties.context_parallel.case import ContextParallelCase
-from npudiff.properties.context_parallel.inputs import build_inputs, lengths_before
+from npudiff.properties.context_parallel.inputs import build_inputs
 from npudiff.properties.context_parallel.relations import RELATIONS
 from npudiff.reference.context_parallel import (
     ContextParallelInputs,
     context_parallel,
+    history_lengths,
     part_of_rank,
     rows_of_ranks,
 )
@@ -27,7 +28,7 @@ def coordinates(inputs: ContextParallelInputs, output: str) -> Mapping[str, torc
     request = torch.repeat_interleave(torch.arange(len(inputs.query_lengths)), torch.tensor(inputs.query_lengths))
     position = torch.cat([
         torch.arange(start, start + new)
-        for start, new in zip(lengths_before(inputs), inputs.query_lengths, strict=True)
+        for start, new in zip(history_lengths(inputs), inputs.query_lengths, strict=True)
     ])  # fmt: skip
     rank = torch.arange(inputs.ranks).repeat_interleave(tokens)[:, None]
     first = rank * heads if inputs.sharded else 0

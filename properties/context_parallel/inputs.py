@@ -12,7 +12,7 @@ from npudiff.draw.data import Stream
 from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.properties._shared.slots import page_names
 from npudiff.properties.context_parallel.case import ContextParallelCase, Request
-from npudiff.reference.context_parallel import ContextParallelInputs, history, history_lengths
+from npudiff.reference.context_parallel import ContextParallelInputs, history
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -161,8 +161,3 @@ def _lay(
     where = pages[place // case.page_size].long(), place % case.page_size
     for pool, states in zip(pools, tokens, strict=True):
         pool[where] = states[mine]
-
-
-def lengths_before(inputs: ContextParallelInputs) -> list[int]:
-    """Return the position of the first new token of each request."""
-    return history_lengths(inputs)
