@@ -38,6 +38,13 @@ ORIGINALS = {(item.component, item.name): item for item in map(vars(ascend).get,
 SIM = with_ranks(targets.sim(None), 60.0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ranks_end():
+    """Those that were started here end here."""
+    yield
+    SIM.on_ranks.close()
+
+
 def by_name(item):
     return item.name
 

@@ -25,6 +25,13 @@ MUTANTS = {item.name: item for item in map(vars(mutants).get, mutants.__all__)}
 SIM = with_ranks(targets.sim(None), 60.0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ranks_end():
+    """Those that were started here end here."""
+    yield
+    SIM.on_ranks.close()
+
+
 @pytest.mark.parametrize("changes", [{"ranks": 1, "own_heads": 6}, {"ranks": 3, "own_heads": 2}, {"interleave": 16}])
 def test_the_same_tokens_dealt_otherwise_are_the_same_attention(changes):
     inputs, other = build_inputs(CASE), replace(CASE, **changes)

@@ -38,7 +38,7 @@ _PREFILL: Box = {**_PAGES, "stage": ("prefill",), "dtype": ("bfloat16",)}
 
 
 def _without_init(kind: type, **attributes: object) -> Any:  # noqa: ANN401 - an object of vllm's
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)
     vars(made).update(attributes)
     return made
 
