@@ -117,10 +117,14 @@ def rank_part(inputs: TensorParallelInputs, rank: int) -> TensorParallelPart:
     )  # fmt: skip
 
 
-def rows_of_ranks(inputs: TensorParallelInputs, output: str) -> int:
+def rows_of_ranks(inputs: TensorParallelInputs, output: str) -> tuple[int, ...]:
     """Return how many rows of an output each rank returns."""
-    divided = inputs.form != "whole" and (output == "residual" or inputs.layer in ("row", "column_row"))
-    return inputs.share if divided else len(inputs.states)
+    return (inputs.share if is_divided(inputs, output) else len(inputs.states),) * inputs.ranks
+
+
+def is_divided(inputs: TensorParallelInputs, output: str) -> bool:
+    """Return whether each rank returns its own tokens of an output."""
+    return inputs.form != "whole" and (output == "residual" or inputs.layer in ("row", "column_row"))
 
 
 def tensor_parallel(inputs: TensorParallelInputs) -> dict[str, Expected]:
@@ -207,10 +211,9 @@ def _outputs(inputs: TensorParallelInputs, **outputs: Sequence[ExpertProduct]) -
     for name, parts in outputs.items():
         values, errors = (torch.cat(tensors) for tensors in zip(*((part.value, part.inexact.error) for part in parts),
                                                                 strict=True))  # fmt: skip
-        rows = rows_of_ranks(inputs, name)
-        if len(parts) == 1 and inputs.form == "whole":
+        if len(parts) == 1 and not is_divided(inputs, name):
             values, errors = (tensor.repeat(inputs.ranks, 1) for tensor in (values, errors))
-        missing = rows * inputs.ranks - len(values)
+        missing = sum(rows_of_ranks(inputs, name)) - len(values)
         behind = torch.nn.functional.pad
         found[name] = Expected(
             behind(values, (0, 0, 0, missing)), behind(errors, (0, 0, 0, missing), value=torch.inf), inputs.states.dtype

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from npudiff import Target, implementation
 from npudiff.device.ascend import parallel_linear, shard_loading
+from npudiff.device.ascend.grouped_matmul import whole_sums
 from npudiff.device.ascend.parallel_linear import given
 from npudiff.reference.sharded_linear import LinearCheckpoint
 from npudiff.reference.tensor_parallel import TensorParallelPart
@@ -32,7 +33,8 @@ class Steps:
     load_inner: Load = shard_loading.inner_of
     """A rank's part of a checkpoint: columns, or the inner axis."""
     product: Callable[..., torch.Tensor] = parallel_linear.product
-    """Part, states, bias and int32 bias to a product."""
+    partial: Callable[..., torch.Tensor] = parallel_linear.product
+    """Part, states, bias and int32 bias to a product: of columns, and what a rank has of a sum."""
     has_bias: Callable[[int], bool] = lambda rank: rank == 0
     has_quant_bias: Callable[[int], bool] = lambda rank: rank == 0
     """Whether a rank adds the bias of a layer whose inner axis is divided, before the sum over ranks."""
@@ -134,11 +136,61 @@ def by_inner(part: TensorParallelPart, layer: LinearCheckpoint, states: torch.Te
     loaded = steps.load_inner(layer, part.rank, part.ranks)
     bias = loaded.bias if steps.has_bias(part.rank) and not steps.bias_behind else None
     quant_bias = loaded.quant_bias if steps.has_quant_bias(part.rank) else None
-    total = steps.sum(part, steps.product(loaded, states, bias, quant_bias))
+    total = steps.sum(part, steps.partial(loaded, states, bias, quant_bias))
     return total + loaded.bias if steps.bias_behind and loaded.bias is not None else total
 
 
+def float_product(
+    layer: LinearCheckpoint, states: torch.Tensor, bias: torch.Tensor | None, quant_bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The product in float32; sums of integers are whole."""
+    rows, weight = states.float(), layer.weight.transpose(0, 1)
+    if layer.format == "float":
+        result = rows @ weight.float()
+    elif layer.format == "w4a16":
+        result = rows @ (weight.float() * of_rows(layer, given(layer.scale).float().t()))
+    elif layer.format == "w8a8_static":
+        steps = (rows / given(layer.input_scale).float() + given(layer.input_offset).float()).round()
+        sums = whole_sums(steps.clamp(-128, 127).to(torch.int8), weight)
+        result = (sums if quant_bias is None else sums + quant_bias).float() * given(layer.deq_scale)
+    else:
+        size = rows.abs().amax(dim=1, keepdim=True) / 127
+        steps = (rows / size.masked_fill(size == 0, 1.0)).round().to(torch.int8)
+        scale = given(layer.scale).t()
+        groups = zip(steps.chunk(len(scale), dim=1), weight.chunk(len(scale), dim=0), scale, strict=True)
+        result = sum(whole_sums(part, of_group).float() * each for part, of_group, each in groups) * size
+    return result if bias is None or layer.format == "w8a8_static" else result + bias.float()
+
+
+def of_rows(layer: LinearCheckpoint, scale: torch.Tensor) -> torch.Tensor:
+    """Scales of each row of a weight, ``[inner, columns]``."""
+    return scale.repeat_interleave(layer.group_size or layer.weight.shape[1], dim=0)[: layer.weight.shape[1]]
+
+
+def composed_product(
+    layer: LinearCheckpoint, states: torch.Tensor, bias: torch.Tensor | None, quant_bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The product of a layer whose columns are divided."""
+    return float_product(layer, states, bias, quant_bias).to(states.dtype)
+
+
+def summed_in_float32(part: TensorParallelPart, rows: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks, rounded once."""
+    return summed(part, rows.float()).to(part.states.dtype)
+
+
+def composed_norm(
+    part: TensorParallelPart, rows: torch.Tensor, residual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add and normalise in float32, what was added rounded before."""
+    total = (rows.float() + residual.float()).to(rows.dtype)
+    wide = total.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + part.epsilon)
+    return (scaled * given(part.norm_weight).float()).to(rows.dtype), total
+
+
 LAYERS = Steps()
+COMPOSED = Steps(product=composed_product, partial=float_product, sum=summed_in_float32, norm=composed_norm)
 
 
 @implementation("tensor_parallel", on_device=True)
@@ -157,46 +209,3 @@ def bias_behind_the_sum(inputs: TensorParallelPart, target: Target) -> Outputs:
 def composed_layers(inputs: TensorParallelPart, target: Target) -> Outputs:
     """Composed of plain operators: products in float32, which are added over ranks in float32 and rounded once."""
     return run(inputs, COMPOSED)
-
-
-def float_product(
-    layer: LinearCheckpoint, states: torch.Tensor, bias: torch.Tensor | None, quant_bias: torch.Tensor | None
-) -> torch.Tensor:
-    """The product in float32."""
-    if layer.format == "w8a8_static":
-        steps = (states.float() / given(layer.input_scale).float() + given(layer.input_offset).float()).round()
-        sums = steps.clamp(-128, 127).double() @ layer.weight.double().t()
-        sums = sums if quant_bias is None else sums + quant_bias
-        return (sums * given(layer.deq_scale)).float()
-    weight = layer.weight.float()
-    if layer.scale is not None:
-        each = layer.group_size or weight.shape[1]
-        weight = weight * layer.scale.float().repeat_interleave(each, dim=1)[:, : weight.shape[1]]
-    rows = states.float()
-    if layer.format in ("w8a8_dynamic", "w4a8"):
-        scale = rows.abs().amax(dim=1, keepdim=True) / 127
-        rows = (rows / scale.masked_fill(scale == 0, 1.0)).round() * scale
-    result = rows @ weight.t()
-    return result if bias is None else result + bias.float()
-
-
-def composed_product(
-    layer: LinearCheckpoint, states: torch.Tensor, bias: torch.Tensor | None, quant_bias: torch.Tensor | None
-) -> torch.Tensor:
-    """The product of a layer whose columns are divided."""
-    return float_product(layer, states, bias, quant_bias)
-
-
-def summed_in_float32(part: TensorParallelPart, rows: torch.Tensor) -> torch.Tensor:
-    """The sum over ranks, rounded once."""
-    return summed(part, rows.float()).to(part.states.dtype)
-
-
-def composed_norm(
-    part: TensorParallelPart, rows: torch.Tensor, residual: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add and normalise in float32, what was added rounded before."""
-    total = (rows.float() + residual.float()).to(rows.dtype)
-    wide = total.float()
-    scaled = wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + part.epsilon)
-    return (scaled * given(part.norm_weight).float()).to(rows.dtype), total

@@ -28,7 +28,7 @@ PADDINGS = {"zeros": 0.0, "nan": float("nan"), "large": 300.0}
 GROUPS = {"w4a8": 256, "w4a16": 32}
 """Elements that share a scale: the first is the only one that the operator has."""
 WORD = 8
-RANKS = range(1, 17)
+RANKS = (1, 2, 3, 4, 8)
 MOST_ELEMENTS = 2**20
 """Elements of a matrix up to which a case may be larger than it must."""
 
@@ -52,7 +52,9 @@ def _widths(case: TensorParallelCase) -> Sequence[int]:
 
 
 def _fits_ranks(case: TensorParallelCase, ranks: int) -> bool:
-    return case.format != "w4a8" or case.layer == "column" or BIAS_CHUNKS % ranks == 0
+    """Whether each rank has as many parts of the inner axis as all others, where a checkpoint has sums over parts."""
+    parts = BIAS_CHUNKS % ranks == 0 and case.width * ranks % BIAS_CHUNKS == 0
+    return case.format != "w4a8" or case.layer == "column" or parts
 
 
 def _forms(case: TensorParallelCase) -> Sequence[str]:
@@ -79,7 +81,7 @@ class TensorParallelCase(Case):
         shown=lambda case: f"{counted(case.tokens, 'token')}",
     )  # fmt: skip
     ranks: int = axis(
-        "processes that divide the layers", RANKS, 1, drawn=(1, 2, 2, 4, 3, 2, 8), fits=_fits_ranks,
+        "processes that divide the layers", RANKS, 1, drawn=(1, 2, 2, 2, 4, 2, 3, 4, 8), fits=_fits_ranks,
         affordable=lambda case, ranks: case.hidden * case.width * ranks <= MOST_ELEMENTS, shown="{} ranks",
     )  # fmt: skip
     layer: str = axis("what is divided", LAYERS, "row", shown="{}", always=True, region=lambda case: case.layer)
@@ -116,7 +118,7 @@ class TensorParallelCase(Case):
     seed: int = seed()
 
     drawn_first = ("layer", "form", "format", "scales", "hidden", "width", "ranks", "projections", "tokens")
-    outliers = ("tokens", "ranks")
+    outliers = ("tokens",)
 
     @property
     def divided(self) -> int:
