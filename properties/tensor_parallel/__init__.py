@@ -5,6 +5,7 @@ from npudiff.model.ranks import Ranks
 from npudiff.properties.tensor_parallel.case import TensorParallelCase
 from npudiff.properties.tensor_parallel.coordinates import coordinates
 from npudiff.properties.tensor_parallel.inputs import build_inputs
+from npudiff.properties.tensor_parallel.relations import RELATIONS
 from npudiff.reference.tensor_parallel import rank_part, rows_of_ranks, tensor_parallel
 
 component = Component(
@@ -17,5 +18,6 @@ component = Component(
     ranks=Ranks(count=lambda inputs: inputs.ranks, part=rank_part, rows=rows_of_ranks),
     coordinates=coordinates,
     highlighted_region="several ranks",
+    relations=tuple(RELATIONS),
     example_ratio=0.3,
 )
