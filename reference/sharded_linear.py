@@ -52,7 +52,7 @@ class LinearCheckpoint:
     quant_bias: torch.Tensor | None = None
     """int32 ``[columns]``: bias and ``-offset * sum(weight)`` over all of ``inner``, added to sums of integers."""
     deq_scale: torch.Tensor | None = None
-    """float32 ``[columns]``, ``input_scale * scale``; of float16 models only the upper 19 bits are not zero (static)."""
+    """float32 ``[columns]``, ``input_scale * scale`` (static); of float16 models the lower 13 bits are zero."""
     scale_bias: torch.Tensor | None = None
     """float32 ``[columns, 1]``, or ``[columns, BIAS_CHUNKS]`` where ``inner`` is divided: ``8 * sum(weight * scale)``,
     which makes up for the offset of the lower halves of int8 (``w4a8``)."""
@@ -189,9 +189,7 @@ def _product(
     return product if bits == 8 else _with_chunks(product, values, scale, size)
 
 
-def _with_chunks(
-    product: ExpertProduct, values: torch.Tensor, scale: torch.Tensor, size: Inexact
-) -> ExpertProduct:
+def _with_chunks(product: ExpertProduct, values: torch.Tensor, scale: torch.Tensor, size: Inexact) -> ExpertProduct:
     """Add what summing ``scale_bias`` over the parts of the inner axis, in float32, makes."""
     each = scale.t().to(torch.float64).repeat_interleave(len(values) // scale.shape[1], dim=0)
     sums = 8 * (values.abs() * each).sum(dim=0)

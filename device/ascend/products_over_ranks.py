@@ -78,9 +78,7 @@ def scattered(inputs: TensorParallelPart) -> Steps:
     return replace(LAYERS, partial=partial, sum=lambda _, rows: rows, bias_behind=True)
 
 
-@implementation(
-    "tensor_parallel", supports={**SCATTERED, "format": ("float", "w8a8_dynamic")}, on_device=True
-)
+@implementation("tensor_parallel", supports={**SCATTERED, "format": ("float", "w8a8_dynamic")}, on_device=True)
 def mm_reduce_scatter(inputs: TensorParallelPart, target: Target) -> Outputs:
     """npu_mm_reduce_scatter_base in the mode aiv, with the bias behind it."""
     return run(inputs, scattered(inputs))
@@ -94,8 +92,8 @@ def all_gather_mm(inputs: TensorParallelPart, target: Target) -> Outputs:
         layer: LinearCheckpoint, states: torch.Tensor, bias: torch.Tensor | None, quant_bias: torch.Tensor | None
     ) -> torch.Tensor:
         weight = layer.weight.transpose(0, 1).contiguous()
-        result, _ = torch.ops.npu.npu_all_gather_base_mm(states, weight, name_of(), inputs.ranks, gather_output=False)
-        result = result[: inputs.tokens]
+        rows, _ = torch.ops.npu.npu_all_gather_base_mm(states, weight, name_of(), inputs.ranks, gather_output=False)
+        result: torch.Tensor = rows[: inputs.tokens]
         return result if bias is None else result + bias
 
     return run(inputs, replace(scattered(inputs), product=product, gather=lambda _, rows: rows))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def with_rows(layer: LinearCheckpoint, cuts: list[tuple[int, int]]) -> LinearChe
         return torch.cat([tensor.narrow(0, start, size) for start, size in cuts])
 
     named = {name: getattr(layer, name) for name in PER_COLUMN}
-    loaded = {name: cut(tensor) for name, tensor in named.items() if tensor is not None}
+    loaded: dict[str, Any] = {name: cut(tensor) for name, tensor in named.items() if tensor is not None}
     return replace(layer, **loaded, projections=tuple(size for _, size in cuts))
 
 

@@ -23,31 +23,16 @@ from npudiff.reference.tensor_parallel import TensorParallelPart
 
 Outputs = dict[str, torch.Tensor]
 Load = Callable[[LinearCheckpoint, int, int], LinearCheckpoint]
+"""What a checkpoint has, a rank and the number of ranks to what the rank loads."""
+Product = Callable[[LinearCheckpoint, torch.Tensor, "torch.Tensor | None", "torch.Tensor | None"], torch.Tensor]
+"""What was loaded, states, bias and int32 bias to a product."""
+Exchange = Callable[[TensorParallelPart, torch.Tensor], torch.Tensor]
+Norm = Callable[[TensorParallelPart, torch.Tensor, torch.Tensor], "tuple[torch.Tensor, torch.Tensor]"]
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The steps of a layer on one rank, each of which a call path or a mutant may do in another way."""
-
-    load_columns: Load = shard_loading.columns_of
-    load_inner: Load = shard_loading.inner_of
-    """A rank's part of a checkpoint: columns, or the inner axis."""
-    product: Callable[..., torch.Tensor] = parallel_linear.product
-    partial: Callable[..., torch.Tensor] = parallel_linear.product
-    """Part, states, bias and int32 bias to a product: of columns, and what a rank has of a sum."""
-    has_bias: Callable[[int], bool] = lambda rank: rank == 0
-    has_quant_bias: Callable[[int], bool] = lambda rank: rank == 0
-    """Whether a rank adds the bias of a layer whose inner axis is divided, before the sum over ranks."""
-    bias_behind: bool = False
-    """Whether the bias is added behind that sum instead."""
-    gather: Callable[[TensorParallelPart, torch.Tensor], torch.Tensor] = lambda part, rows: gathered(part, rows)
-    """The rows of all ranks, without those behind the last token."""
-    sum: Callable[[TensorParallelPart, torch.Tensor], torch.Tensor] = lambda part, rows: summed(part, rows)
-    """The sum over ranks, of all tokens or of a rank's."""
-    own: Callable[[TensorParallelPart, torch.Tensor], torch.Tensor] = lambda part, rows: own_rows(part, rows)
-    """A rank's rows of what every rank has whole."""
-    norm: Callable[..., tuple[torch.Tensor, torch.Tensor]] = lambda part, rows, residual: add_norm(part, rows, residual)
-    """Rows and their residual to normalised rows and the sum."""
+def is_first(rank: int) -> bool:
+    """Whether a rank is the first."""
+    return rank == 0
 
 
 def gathered(part: TensorParallelPart, rows: torch.Tensor) -> torch.Tensor:
@@ -78,20 +63,43 @@ def own_rows(part: TensorParallelPart, rows: torch.Tensor) -> torch.Tensor:
     return padded(part, rows)[part.rank * part.share : (part.rank + 1) * part.share]
 
 
-def add_norm(
-    part: TensorParallelPart, rows: torch.Tensor, residual: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def add_norm(part: TensorParallelPart, rows: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Add a residual and normalise."""
     normed, _, total = torch.ops.npu.npu_add_rms_norm(rows, residual, given(part.norm_weight), part.epsilon)
     return normed, total
 
 
 def own_inner_of_all(part: TensorParallelPart) -> torch.Tensor:
-    """This rank's part of the inner axis of all tokens, where each rank has whole rows of its own tokens."""
+    """A rank's part of the inner axis of all tokens, where each rank has whole rows of its own tokens."""
     sent = part.states.view(len(part.states), part.ranks, -1).transpose(0, 1).contiguous()
     received = torch.empty_like(sent)
     dist.all_to_all_single(received.view(-1), sent.view(-1))
     return received.view(part.share * part.ranks, -1)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a layer on one rank, each of which a call path or a mutant may do in another way."""
+
+    load_columns: Load = shard_loading.columns_of
+    load_inner: Load = shard_loading.inner_of
+    """A rank's part of a checkpoint: columns, or the inner axis."""
+    product: Product = parallel_linear.product
+    partial: Product = parallel_linear.product
+    """The product of columns, and what a rank has of a sum."""
+    has_bias: Callable[[int], bool] = is_first
+    has_quant_bias: Callable[[int], bool] = is_first
+    """Whether a rank adds the bias of a layer whose inner axis is divided, before the sum over ranks."""
+    bias_behind: bool = False
+    """Whether the bias is added behind that sum instead."""
+    gather: Exchange = gathered
+    """The rows of all ranks, without those behind the last token."""
+    sum: Exchange = summed
+    """The sum over ranks, of all tokens or of a rank's."""
+    own: Exchange = own_rows
+    """A rank's rows of what every rank has whole."""
+    norm: Norm = add_norm
+    """Rows and their residual to normalised rows and the sum."""
 
 
 def run(part: TensorParallelPart, steps: Steps) -> Outputs:
@@ -100,7 +108,9 @@ def run(part: TensorParallelPart, steps: Steps) -> Outputs:
     if part.layer in ("column", "column_row"):
         states = steps.gather(part, part.states) if divided else part.states
         output = by_columns(part, part.first, states, steps)
-        return {"output": output if part.layer == "column" else by_inner(part, second(part), between(part, output), steps)}
+        return {
+            "output": output if part.layer == "column" else by_inner(part, second(part), between(part, output), steps)
+        }
     states = own_inner_of_all(part) if part.form == "own_tokens" else part.states
     total = by_inner(part, part.first, states, steps)
     if part.layer == "row":
@@ -120,12 +130,13 @@ def second(part: TensorParallelPart) -> LinearCheckpoint:
 
 def between(part: TensorParallelPart, states: torch.Tensor) -> torch.Tensor:
     """What comes between two layers of an MLP."""
-    return torch.ops.npu.npu_swiglu(states, dim=-1) if part.gated else states
+    if not part.gated:
+        return states
+    activated: torch.Tensor = torch.ops.npu.npu_swiglu(states, dim=-1)
+    return activated
 
 
-def by_columns(
-    part: TensorParallelPart, layer: LinearCheckpoint, states: torch.Tensor, steps: Steps
-) -> torch.Tensor:
+def by_columns(part: TensorParallelPart, layer: LinearCheckpoint, states: torch.Tensor, steps: Steps) -> torch.Tensor:
     """A rank's columns of a layer: each rank adds what it has of the bias."""
     loaded = steps.load_columns(layer, part.rank, part.ranks)
     return steps.product(loaded, states, loaded.bias, loaded.quant_bias)
@@ -158,7 +169,8 @@ def float_product(
         steps = (rows / size.masked_fill(size == 0, 1.0)).round().to(torch.int8)
         scale = given(layer.scale).t()
         groups = zip(steps.chunk(len(scale), dim=1), weight.chunk(len(scale), dim=0), scale, strict=True)
-        result = sum(whole_sums(part, of_group).float() * each for part, of_group, each in groups) * size
+        scaled = [whole_sums(part, of_group).float() * each for part, of_group, each in groups]
+        result = torch.stack(scaled).sum(dim=0) * size
     return result if bias is None or layer.format == "w8a8_static" else result + bias.float()
 
 

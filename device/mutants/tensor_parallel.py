@@ -162,9 +162,7 @@ def averaged_over_ranks(inputs: TensorParallelPart, target: Target) -> Outputs:
 def residual_of_every_rank(inputs: TensorParallelPart, target: Target) -> Outputs:
     """Add the residual to what each rank has of the sum."""
 
-    def norm(
-        part: TensorParallelPart, rows: torch.Tensor, residual: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def norm(part: TensorParallelPart, rows: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return add_norm(part, rows, torch.zeros_like(residual))
 
     def together(part: TensorParallelPart, rows: torch.Tensor) -> torch.Tensor:
@@ -247,7 +245,11 @@ def projections_cut_as_one(inputs: TensorParallelPart, target: Target) -> Output
 @mutant(
     parallel_linear_layers,
     "vllm-project/vllm-gguf-plugin/issues/103: merged projections are loaded for rank 0 on every rank",
-    supports={"ranks": SEVERAL, "layer": ("column", "column_row", "row_norm_column"), "projections": ("gate_up", "qkv")},
+    supports={
+        "ranks": SEVERAL,
+        "layer": ("column", "column_row", "row_norm_column"),
+        "projections": ("gate_up", "qkv"),
+    },
 )
 def first_columns_on_every_rank(inputs: TensorParallelPart, target: Target) -> Outputs:
     """Load the first part of each projection."""

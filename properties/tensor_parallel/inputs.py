@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -75,20 +75,20 @@ def _layer(case: TensorParallelCase, name: str, columns: int, inner: int, *, div
         numbers[:, inner - inner // 2 :] = -numbers[:, : inner // 2].clamp(min=1 - 2 ** (bits - 1))
     size = (CANCELLING if cancels else 1.0) / math.sqrt(inner) / SPREAD.get(bits, 1.0)
     bias = case.normal(f"{name} bias", columns) * 2 if case.biased else None
-    said = {"projections": (columns,) if divided else case.widths, "copies": (1,) if divided else case.copies,
-            "format": case.format, "group_size": case.group_size}  # fmt: skip
+    projections, copies = ((columns,), (1,)) if divided else (case.widths, case.copies)
+    layer = LinearCheckpoint(numbers, projections, copies, case.format, _of(bias, dtype), group_size=case.group_size)
     if case.format == "float":
-        return LinearCheckpoint((numbers * size).to(dtype), bias=_of(bias, dtype), **said)
-    weight = numbers.to(torch.int8)
+        return replace(layer, weight=(numbers * size).to(dtype))
+    layer = replace(layer, weight=numbers.to(torch.int8))
     groups = -(-inner // case.group_size) if case.group_size else 1
     words = Stream(case.seed, f"{name} scale").integer_array(0, 2**16, columns * groups)
     scale = (0.5 + torch.from_numpy(words).view(columns, groups).float() / 2**16) * size
     if case.format == "w8a8_static":
-        return LinearCheckpoint(weight, **said, **_static(case, weight, scale, bias))
+        return _static(case, replace(layer, bias=None), scale, bias)
     if case.format == "w4a16":
-        return LinearCheckpoint(weight, bias=_of(bias, dtype), scale=scale.to(dtype), **said)
-    chunks = _chunks(weight, scale, BIAS_CHUNKS if divided else 1) if case.format == "w4a8" else None
-    return LinearCheckpoint(weight, bias=_of(bias, dtype), scale=scale, scale_bias=chunks, **said)
+        return replace(layer, scale=scale.to(dtype))
+    chunks = _chunks(layer.weight, scale, BIAS_CHUNKS if divided else 1) if case.format == "w4a8" else None
+    return replace(layer, scale=scale, scale_bias=chunks)
 
 
 def _of(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -96,22 +96,23 @@ def _of(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
 
 
 def _static(
-    case: TensorParallelCase, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
-) -> Mapping[str, torch.Tensor]:
+    case: TensorParallelCase, layer: LinearCheckpoint, scale: torch.Tensor, bias: torch.Tensor | None
+) -> LinearCheckpoint:
     """What a checkpoint of static W8A8 has besides: scales of float16 models are cut to 19 bits there."""
     deq_scale = scale[:, 0] * STEP
     if case.dtype == "float16":
         deq_scale = (deq_scale.view(torch.int32) & -(2**13)).view(torch.float32)
-    quant_bias = -case.offset * weight.to(torch.int64).sum(dim=1)
+    quant_bias = -case.offset * layer.weight.to(torch.int64).sum(dim=1)
     if bias is not None:
         quant_bias = quant_bias + (bias.double() / deq_scale.double()).round().to(torch.int64)
-    return {
-        "scale": scale,
-        "input_scale": torch.tensor([STEP], dtype=DTYPES[case.dtype]),
-        "input_offset": torch.tensor([case.offset], dtype=torch.int8),
-        "quant_bias": quant_bias.to(torch.int32),
-        "deq_scale": deq_scale,
-    }
+    return replace(
+        layer,
+        scale=scale,
+        input_scale=torch.tensor([STEP], dtype=DTYPES[case.dtype]),
+        input_offset=torch.tensor([case.offset], dtype=torch.int8),
+        quant_bias=quant_bias.to(torch.int32),
+        deq_scale=deq_scale,
+    )
 
 
 def _chunks(weight: torch.Tensor, scale: torch.Tensor, parts: int) -> torch.Tensor:

@@ -1,9 +1,8 @@
-"""Products that are fused with a collective: ``npu_mm_all_reduce_base``, ``npu_mm_reduce_scatter_base`` and
-``npu_all_gather_base_mm``.
+"""Products that are fused with a collective: before it, or behind it.
 
-Sources: op-plugin's documents of the three operators, its code (``MatmulAllReduceBase``, ``MatmulReduceScatterBase`` and
-``AllGatherBaseMatmul`` ``KernelNpuOpApi.cpp``), and its tests, whose expected values add bias and x3 on every rank
-before the sum over ranks.
+They are ``npu_mm_all_reduce_base``, ``npu_mm_reduce_scatter_base`` and ``npu_all_gather_base_mm``. Sources: op-plugin's
+documents of the three, its code (``MatmulAllReduceBase``, ``MatmulReduceScatterBase`` and ``AllGatherBaseMatmul``, each
+``KernelNpuOpApi.cpp``), and its tests, whose expected values add bias and x3 on every rank before the sum over ranks.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def mm_all_reduce_meta(request: AllReduceRequest) -> Tensor:
 
 
 def mm_reduce_scatter(
-    input: Tensor,  # noqa: A002 - the operator's name
+    input: Tensor,
     x2: Tensor,
     hcom: str,
     world_size: int,
@@ -149,7 +148,7 @@ def mm_reduce_scatter(
 
 
 def mm_reduce_scatter_meta(
-    input: Tensor,  # noqa: A002 - the operator's name
+    input: Tensor,
     x2: Tensor,
     world_size: int,
     x2_scale: Tensor | None = None,
@@ -161,7 +160,7 @@ def mm_reduce_scatter_meta(
 
 
 def all_gather_mm(
-    input: Tensor,  # noqa: A002 - the operator's name
+    input: Tensor,
     x2: Tensor,
     hcom: str,
     world_size: int,
@@ -212,7 +211,7 @@ def all_gather_mm(
 
 
 def all_gather_mm_meta(
-    input: Tensor,  # noqa: A002 - the operator's name
+    input: Tensor,
     x2: Tensor,
     world_size: int,
     x2_scale: Tensor | None = None,
@@ -239,7 +238,9 @@ def _check_all_reduce(request: AllReduceRequest) -> None:
     _REDUCE.not_empty("x2", x2)
     for name, refused in _unused(request).items():
         if refused and getattr(request, name) is not None:
-            raise _REDUCE.rejected(name, "given", f"None, with {dtype_name(x1)} and {dtype_name(x2)}", ErrorCode.WRAPPER)
+            raise _REDUCE.rejected(
+                name, "given", f"None, with {dtype_name(x1)} and {dtype_name(x2)}", ErrorCode.WRAPPER
+            )
     if request.comm_quant_scale_1 is not None or request.comm_quant_scale_2 is not None:
         raise _REDUCE.not_simulated("comm_quant_scale_1", "given", "None")
     _check_rest(_REDUCE, request.reduce_op, request.comm_turn)
