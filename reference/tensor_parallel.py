@@ -119,6 +119,8 @@ def rank_part(inputs: TensorParallelInputs, rank: int) -> TensorParallelPart:
 
 def rows_of_ranks(inputs: TensorParallelInputs, output: str) -> tuple[int, ...]:
     """Return how many rows of an output each rank returns."""
+    if output == "residual" and inputs.layer != "row_norm_column":
+        return (0,) * inputs.ranks
     return (inputs.share if is_divided(inputs, output) else len(inputs.states),) * inputs.ranks
 
 
@@ -139,8 +141,8 @@ def tensor_parallel(inputs: TensorParallelInputs) -> dict[str, Expected]:
     -------
     dict
         ``output``: ``[ranks * rows, columns]`` of the dtype of ``states``: ``rows_of_ranks`` rows of each rank, and its
-        own columns where these are divided. ``residual``, of ``row_norm_column`` alone: ``[ranks * rows, hidden]``,
-        what the norm was given. Nothing is said of rows behind the last token.
+        own columns where these are divided. ``residual``: ``[ranks * rows, hidden]``, what the norm was given;
+        ``[0, 1]`` where there is none. Nothing is said of rows behind the last token.
 
     Raises
     ------
@@ -207,7 +209,8 @@ def _normed(inputs: TensorParallelInputs, product: ExpertProduct) -> tuple[Inexa
 
 def _outputs(inputs: TensorParallelInputs, **outputs: Sequence[ExpertProduct]) -> dict[str, Expected]:
     """Lay what ranks have one after the other; what is the same on all, or divided by tokens, is given once."""
-    found = {}
+    nothing = torch.zeros(0, 1, dtype=torch.float64)
+    found = {"residual": Expected(nothing, nothing, inputs.states.dtype)}
     for name, parts in outputs.items():
         values, errors = (torch.cat(tensors) for tensors in zip(*((part.value, part.inexact.error) for part in parts),
                                                                 strict=True))  # fmt: skip
@@ -218,7 +221,7 @@ def _outputs(inputs: TensorParallelInputs, **outputs: Sequence[ExpertProduct]) -
         found[name] = Expected(
             behind(values, (0, 0, 0, missing)), behind(errors, (0, 0, 0, missing), value=torch.inf), inputs.states.dtype
         )
-    return found
+    return {name: found[name] for name in ("output", "residual")}
 
 
 def _validate(inputs: TensorParallelInputs) -> None:

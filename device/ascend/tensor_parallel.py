@@ -104,17 +104,17 @@ class Steps:
 
 def run(part: TensorParallelPart, steps: Steps) -> Outputs:
     """Run the layers of a case on one rank."""
-    divided = part.form != "whole"
+    divided, none = part.form != "whole", part.states.new_empty(0, 1)
     if part.layer in ("column", "column_row"):
         states = steps.gather(part, part.states) if divided else part.states
         output = by_columns(part, part.first, states, steps)
-        return {
-            "output": output if part.layer == "column" else by_inner(part, second(part), between(part, output), steps)
-        }
+        if part.layer == "column_row":
+            output = by_inner(part, second(part), between(part, output), steps)
+        return {"output": output, "residual": none}
     states = own_inner_of_all(part) if part.form == "own_tokens" else part.states
     total = by_inner(part, part.first, states, steps)
     if part.layer == "row":
-        return {"output": total}
+        return {"output": total, "residual": none}
     residual = given(part.residual)
     normed, residual = steps.norm(part, total, steps.own(part, residual) if divided else residual)
     states = steps.gather(part, normed) if divided else normed

@@ -13,6 +13,8 @@ from npudiff.reference.tensor_parallel import TensorParallelInputs, is_divided, 
 def coordinates(inputs: TensorParallelInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to the output: rank, token, and column of the whole layer."""
     rows = rows_of_ranks(inputs, output)[0]
+    if not rows:
+        return {name: torch.zeros(0, 1, dtype=torch.int64) for name in ("rank", "token", "column")}
     row = torch.arange(rows * inputs.ranks)
     rank = row // rows
     token = row if is_divided(inputs, output) else row % rows

@@ -38,6 +38,8 @@ def _divided(inputs: TensorParallelInputs) -> Callable[[Outputs], Outputs]:
     """Return what gives each rank its part of the outputs of one rank."""
 
     def part(name: str, output: torch.Tensor) -> torch.Tensor:
+        if not len(output):
+            return output
         if is_divided(inputs, name):
             return _filled(output, inputs)
         layer = inputs.first if inputs.layer == "column" else inputs.second
@@ -58,7 +60,7 @@ def _whole(inputs: TensorParallelInputs, case: TensorParallelCase) -> Changed[Te
 
     def rows(outputs: Outputs) -> Outputs:
         return {
-            name: _filled(output[: case.tokens], inputs) if is_divided(inputs, name) else output
+            name: _filled(output[: case.tokens], inputs) if is_divided(inputs, name) and len(output) else output
             for name, output in outputs.items()
         }
 
@@ -72,7 +74,7 @@ def _tokens_in_another_order(inputs: TensorParallelInputs, case: TensorParallelC
 
     def moved(outputs: Outputs) -> Outputs:
         return {
-            name: output.view(case.ranks, case.tokens, -1)[:, order].reshape(output.shape)
+            name: output.view(case.ranks, case.tokens, -1)[:, order].reshape(output.shape) if len(output) else output
             for name, output in outputs.items()
         }
 
@@ -100,8 +102,8 @@ def _of(tensor: torch.Tensor | None) -> torch.Tensor:
 def _ranks_agree(subject: Subject, case: TensorParallelCase) -> Comparison:
     """``torch.distributed`` says of an all-reduce that all processes have the same bits."""
     outputs = subject.run(subject.component.inputs(case))
-    first = {name: output[: case.tokens].repeat(case.ranks, 1) for name, output in outputs.items()}
-    return same_bits(first, outputs, "what the first rank has")
+    first, every = outputs["output"][: case.tokens].repeat(case.ranks, 1), outputs["output"]
+    return same_bits({"output": first}, {"output": every}, "what the first rank has")
 
 
 def _agree(
