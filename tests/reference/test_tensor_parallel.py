@@ -1,4 +1,4 @@
-"""Layers over ranks against layers of torch on one rank, whole numbers by hand, and devices that round wherever they may."""
+"""Layers over ranks against those of torch on one rank, whole numbers by hand, and devices that round everywhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare
 from npudiff.properties.tensor_parallel.case import TensorParallelCase
 from npudiff.properties.tensor_parallel.inputs import build_inputs
@@ -107,14 +108,13 @@ def test_static_integers_by_hand():
 
 
 def test_each_rank_quantises_its_own_part_by_hand():
-    """Steps of 2 / 127 and 4 / 127: -2 is -127, 1 is 63.5 or so, and 0.5 is 15.875, so 16."""
-    given = one(format="w8a8_dynamic")
-    parts = (2 / 127 * torch.tensor([64 - 254, 320 + 762.0]), 4 / 127 * torch.tensor([381 + 64, 889.0]))
-    apart = sum(parts).double()
-    output = tensor_parallel(given)["output"]
-    assert bool(((output.value[0] - apart).abs() <= output.bound[0]).all())
-    alone = tensor_parallel(replace(given, ranks=1))["output"]
-    assert not torch.allclose(alone.value[0], apart, atol=1e-4)
+    """Steps of 1 / 127 and 100 / 127: an eighth is 15.875, so 16, and a half is 0.635, so 1."""
+    given = replace(one(format="w8a8_dynamic"), states=torch.tensor([[0.125, -1.0, 100.0, 0.5]], dtype=torch.float16))
+    parts = ([16 - 254, 80 + 762], [381 + 4, 889])
+    apart = torch.tensor(parts[0], dtype=torch.float64) / 127 + torch.tensor(parts[1], dtype=torch.float64) * 100 / 127
+    assert torch.allclose(values(given)["output"][0], apart, rtol=1e-6)
+    together = torch.tensor([-2 + 381 + 4, 6 + 889], dtype=torch.float64) * 100 / 127
+    assert torch.allclose(values(replace(given, ranks=1))["output"][0], together, rtol=1e-6)
 
 
 def test_int4_is_what_its_scales_say_for_any_number_of_ranks():
@@ -132,7 +132,7 @@ def test_parts_of_scale_bias_are_those_of_the_ranks():
     whole = 8 * (given.weight.double() * given.scale.double())
     for rank in range(4):
         part = whole[:, own_inner(given, rank, 4)].sum(dim=1)
-        assert torch.allclose(given.scale_bias[:, 4 * rank : 4 * rank + 4].double().sum(dim=1), part, rtol=1e-5)
+        assert torch.allclose(given.scale_bias[:, 4 * rank : 4 * rank + 4].double().sum(dim=1), part, atol=1e-5)
 
 
 def test_groups_are_dealt_whole_and_the_last_rank_has_the_shorter_one():
@@ -163,14 +163,14 @@ def product(value):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_any_order_of_a_sum_stays_within_the_bound_and_some_come_near_it(dtype):
-    numbers = [100.25, -99.5, 3.0625, 0.1953125]
-    exact = [torch.tensor(number, dtype=dtype) for number in numbers]
-    sums = added([product(float(number)) for number in exact[:3]], exact[3].view(1), dtype)
     worst = 0.0
-    for order in itertools.permutations(exact):
-        for total in ((order[0] + order[1]) + order[2]) + order[3], (order[0] + order[1]) + (order[2] + order[3]):
-            worst = max(worst, float((total.double() - sums.value).abs() / sums.inexact.error))
-    assert 0.15 < worst <= 1
+    for numbers in Stream(3, "numbers").normal((100, 4), torch.float32) * torch.tensor([100.0, 30.0, 3.0, 1.0]):
+        exact = list(numbers.to(dtype))
+        sums = added([product(float(number)) for number in exact[:3]], exact[3].view(1), dtype)
+        for order in itertools.permutations(exact):
+            for total in ((order[0] + order[1]) + order[2]) + order[3], (order[0] + order[1]) + (order[2] + order[3]):
+                worst = max(worst, float((total.double() - sums.value).abs() / sums.inexact.error))
+    assert 0.3 < worst <= 1
 
 
 def test_the_bound_of_a_sum_by_hand():
@@ -195,9 +195,9 @@ def test_static_integers_are_known_unless_halves_are_near():
     terms = static_terms(Inexact(rows.value.double(), rows.error.double()), 0.5, 0)
     assert terms.value.tolist() == [1.0, 0.5, 127.0, -128.0]
     assert terms.error.tolist() == [0.0, 0.5, 0.0, 0.0]
-    loose = static_terms(Inexact(torch.tensor([3.3]).double(), torch.tensor([2.0]).double()), 1.0, 10)
-    assert float(loose.value) == pytest.approx(13.3)
-    assert float(loose.error) == pytest.approx(4.25**0.5, rel=1e-5)
+    loose = static_terms(Inexact(torch.tensor([3.0]).double(), torch.tensor([0.6]).double()), 1.0, 10)
+    assert float(loose.value) == 13
+    assert float(loose.error) == pytest.approx((0.6**2 + 0.5**2) ** 0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -275,6 +275,6 @@ def test_what_ranks_cannot_divide_is_refused():
         tensor_parallel(one("column_row", format="w8a8_dynamic"))
     given = build_inputs(MLP)
     with pytest.raises(ValueError, match="inner axis of 32"):
-        tensor_parallel(replace(given, second=given.first))
+        tensor_parallel(replace(given, second=replace(given.second, weight=given.second.weight[:, :16])))
     with pytest.raises(ValueError, match="states must have"):
         tensor_parallel(replace(given, states=given.states[:, :8]))
