@@ -65,7 +65,10 @@ def found(name, seed, where=(), profile="dev", *, shrinks=True):
     assert plan.budget(job).examples == (
         100 if job.prop is EQUIVALENCE else 8 if job.subject.implementation.graph else 5
     )
-    return run_job(job, replace(plan.budget(job), shrink=shrinks))
+    try:
+        return run_job(job, replace(plan.budget(job), shrink=shrinks))
+    finally:
+        job.subject.target.on_ranks.close()
 
 
 def described(outcome):

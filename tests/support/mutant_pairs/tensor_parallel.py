@@ -11,7 +11,7 @@ NORM = replace(ROW, layer="row_norm_column")
 STATIC = replace(ROW, format="w8a8_static", offset=7)
 ROW_OF_PARTS, NORM_OF_PARTS = replace(ROW, form="sequence"), replace(NORM, form="sequence")
 GATE_UP = replace(COLUMN, projections="gate_up")
-GROUPS = replace(ROW, format="w4a16", scales="group", width=64)
+GROUPS = replace(ROW, format="w4a16", scales="group", hidden=64, width=64)
 TAIL = replace(GROUPS, tail=8)
 INT4 = replace(ROW, format="w4a8")
 
@@ -68,7 +68,7 @@ PAIRS = {
     ),
     "last_group_left_out": Pair(
         TAIL, [GROUPS],
-        "1 token · row · w4a16 · a scale per group · hidden 64 · width 64 · 8 more · bfloat16", rejected=True,
+        "1 token · row · w4a16 · a scale per group · hidden 64 · width 64 · 8 more · bfloat16",
     ),
     "scale_bias_of_all_ranks": Pair(INT4, alone(INT4), "1 token · 2 ranks · row · w4a8 · bfloat16"),
 }  # fmt: skip
