@@ -2,6 +2,7 @@
 
 from npudiff.model.component import Component
 from npudiff.model.ranks import Ranks
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties.tensor_parallel.case import TensorParallelCase
 from npudiff.properties.tensor_parallel.coordinates import coordinates
 from npudiff.properties.tensor_parallel.inputs import build_inputs
@@ -20,4 +21,5 @@ component = Component(
     highlighted_region="several ranks",
     relations=tuple(RELATIONS),
     example_ratio=0.3,
+    baselines=BASELINES["tensor_parallel"],
 )
