@@ -20,6 +20,6 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="several ranks",
     relations=tuple(RELATIONS),
-    example_ratio=0.3,
+    example_ratio=0.15,
     baselines=BASELINES["tensor_parallel"],
 )
