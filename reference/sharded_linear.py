@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,11 @@ largest element of a row. w4a8: the same, with a weight of int4. w4a16: states s
 BIAS_CHUNKS = 16
 """Columns of ``scale_bias`` of a layer whose inner axis is divided: sums over as many equal parts of that axis, so that
 ranks add up those of their own part."""
+
+TWO_VALUED = math.sqrt(3)
+"""By how much the deviation of an error that is one of two values, as far from their middle as its bound, is larger
+than that of a rounding, which is anywhere within it. A sum of such errors needs as much more room for the same
+certainty (``reference.linear.carried``)."""
 
 ROW_BITS = 8
 LEAST, MOST = -128, 127
@@ -174,11 +180,12 @@ def _product(
     if layer.format == "float":
         return times(ExpertRows(rows), ExpertWeights(stacked), 0, dtype)
     if layer.format == "w8a8_static":
-        terms = static_terms(rows, _number(layer.input_scale), int(_number(layer.input_offset)))
+        terms = _open(static_terms(rows, _number(layer.input_scale), int(_number(layer.input_offset))))
         bias = _given(layer.quant_bias)[columns].unsqueeze(0) if has_quant_bias else None
         weights = ExpertWeights(stacked, 8, _given(layer.deq_scale)[columns].view(1, 1, -1), bias=bias)
         return times(ExpertRows(terms, None, quantised=True), weights, 0, dtype)
     terms, size = as_terms(rows, ROW_BITS)
+    terms = _open(terms)
     bits = 8 if layer.format == "w8a8_dynamic" else 4
     scale = _given(layer.scale)[columns]
     if layer.group_size:
@@ -187,6 +194,12 @@ def _product(
         ExpertRows(terms, size, quantised=True), ExpertWeights(stacked, bits, scale.t().unsqueeze(0)), 0, dtype
     )
     return product if bits == 8 else _with_chunks(product, values, scale, size)
+
+
+def _open(terms: Inexact) -> Inexact:
+    """Terms of a sum with room for those that are open: the middle of two integers, of which a device has one."""
+    is_open = (terms.error > 0) & (2 * terms.error == (2 * terms.error).round())
+    return Inexact(terms.value, torch.where(is_open, terms.error * TWO_VALUED, terms.error))
 
 
 def _with_chunks(product: ExpertProduct, values: torch.Tensor, scale: torch.Tensor, size: Inexact) -> ExpertProduct:
