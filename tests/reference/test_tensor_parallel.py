@@ -200,6 +200,17 @@ def test_static_integers_are_known_unless_halves_are_near():
     assert float(loose.error) == pytest.approx((0.6**2 + 0.5**2) ** 0.5, rel=1e-5)
 
 
+def test_an_open_integer_has_the_room_of_two_values():
+    """A quarter is half a step: 0 or 1, times a weight of 3, is 1.5 and off by 4 * sqrt(3) halves of that."""
+    given = one(format="w8a8_static", input_scale=torch.tensor([0.5], dtype=torch.bfloat16),
+                input_offset=torch.tensor([0], dtype=torch.int8), quant_bias=torch.zeros(2, dtype=torch.int32),
+                deq_scale=torch.ones(2))  # fmt: skip
+    states = torch.tensor([[0.0, 0.0, 0.25, 0.0]], dtype=torch.bfloat16)
+    output = tensor_parallel(replace(given, ranks=1, states=states))["output"]
+    assert output.value.tolist() == [[1.5, 3.5]]
+    assert float(output.bound[0, 0]) == pytest.approx(4 * 3**0.5 * 1.5, rel=0.01)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_large_offsets_widen_the_bound_of_partial_sums_only(dtype):
     """What the offset adds to each rank's part cancels in the sum, but not its rounding."""
