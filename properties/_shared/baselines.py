@@ -450,6 +450,14 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         },
         plain={**_GAUSSIAN, **_CONTIGUOUS, "load": ("random",)},
     ),
+    "tensor_parallel": BaselineSpec(
+        fixed={"tokens": (4, 16), "hidden": (128,), "width": (64,), "ranks": (2, 4)},
+        sizes={"tokens": range(1, 65), "hidden": range(32, 257, 32), "width": range(32, 129, 32), "ranks": (1, 2, 4)},
+        plain={
+            **_GAUSSIAN, "tail": (0,), "padding": ("zeros",), "offset": (0, 7),
+            "projections": ("one", "gate_up", "qkv"),
+        },
+    ),
     "decoder_layer": BaselineSpec(
         fixed={"batch": (1, 2), "prefix": (0,), "prefill": (16, 64), "decode_steps": (0, 2), "page_size": (128,)},
         sizes={
