@@ -8,6 +8,9 @@ import os
 from npudiff.errors import unknown
 from npudiff.model.implementation import Target, TargetUnavailable
 
+HCCL = "hccl"
+"""The backend of ``torch.distributed`` on an NPU."""
+
 
 def sim(cann: str | None) -> Target:
     """CPU tensors; ``torch.ops.npu.*`` run on the simulator's kernels, as the CANN profile says.
@@ -58,6 +61,7 @@ def virtual(cann: str | None) -> Target:
         other_canns=_others(name),
         on_host=True,
         capture=captured,
+        collectives=HCCL,
     )
 
 
@@ -109,8 +113,17 @@ def npu(cann: str | None) -> Target:
         raise ValueError(f"--cann {cann} is a profile of the simulator; the npu target has the CANN that it has")
     from npudiff.device.graphs import captured  # noqa: PLC0415
 
-    synchronize = torch.get_device_module("npu").synchronize
-    return Target("npu", "npu:0", _cann_version(), contextlib.nullcontext, synchronize, capture=captured)
+    module = torch.get_device_module("npu")
+    return Target(
+        "npu",
+        "npu:0",
+        _cann_version(),
+        contextlib.nullcontext,
+        module.synchronize,
+        capture=captured,
+        collectives=HCCL,
+        devices=module.device_count,
+    )
 
 
 def _cann_version() -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from npudiff.model.component import Component, History, NotApplicable, Property, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable, implementation, mutant, perturbed
+from npudiff.model.ranks import Ranks
 from npudiff.model.version import VERSION
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "Implementation",
     "NotApplicable",
     "Property",
+    "Ranks",
     "Result",
     "Stream",
     "Subject",

@@ -19,10 +19,11 @@ from npudiff.device.virtual.loading import (
     package_folder,
     version_of_torch_npu,
 )
-from npudiff.device.virtual.ranks import TIMEOUT, run_ranks
+from npudiff.device.virtual.ranks import run_ranks
 from npudiff.device.virtual.triton import ASKED, INTERPRET, check
 from npudiff.errors import UsageError, unknown
 from npudiff.model.implementation import TargetUnavailable
+from npudiff.model.ranks import RANK_TIMEOUT
 from npudiff.run.environment import of_the_user
 from npudiff.run.on_import import hooked
 from npudiff.text import printable
@@ -90,7 +91,7 @@ def launch(
     if devices or ranks:
         environment[DEVICES] = str(devices or ranks)
     if rank_timeout is not None:
-        environment[TIMEOUT] = f"{rank_timeout:g}"
+        environment[RANK_TIMEOUT] = f"{rank_timeout:g}"
     if triton:
         environment = {**hooked(environment, TRITON_HOOKS), ASKED: "1", INTERPRET: "1"}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch loads torch_npu, as it does where there is a card

@@ -19,9 +19,6 @@ from pathlib import Path
 
 from npudiff.text import printable
 
-TIMEOUT = "NPUDIFF_VIRTUAL_RANK_TIMEOUT"
-"""Variable: seconds after which a rank that waits for others gives up."""
-
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 _OF_RANKS = "HCCL, communicator "
 """How a message of the runtime begins that is about other ranks."""

@@ -151,9 +151,11 @@ def check(prop: Property, subject: Subject, case: AnyCase) -> Comparison:
 def properties_of(component: Component) -> tuple[Property, ...]:
     """Return everything that must hold for each implementation of a component: what it says itself, and what all share.
 
-    A component with history is tested by nothing but sequences of calls already.
+    A component with history is tested by nothing but sequences of calls already. The memory of ranks lies in other
+    processes, where nobody looks around it.
     """
-    shared = () if component.history is not None else (CALL_INDEPENDENCE, STAYS_WITHIN)
+    alone = () if component.ranks is not None else (STAYS_WITHIN,)
+    shared = () if component.history is not None else (CALL_INDEPENDENCE, *alone)
     return (EQUIVALENCE, *component.relations, *shared)
 
 
@@ -272,7 +274,8 @@ class LocalJudge:
         """The subject, whose first call is watched if it is somebody else's."""
         subject = self._job.subject
         item = subject.implementation
-        if item.built_in or item.untrusted or self._operators is not None or self._job.prop is not EQUIVALENCE:
+        elsewhere = item.untrusted or subject.component.ranks is not None
+        if item.built_in or elsewhere or self._operators is not None or self._job.prop is not EQUIVALENCE:
             return subject
         self._operators = {}
 

@@ -22,6 +22,7 @@ from npudiff.model.constraints import Axis, Box, Constraints, Exclusion
 from npudiff.model.drift import CaseSums
 from npudiff.model.implementation import Implementation, InputsT, Target
 from npudiff.model.profiles import Boxes
+from npudiff.model.ranks import Ranks
 from npudiff.model.returned import outputs_of, owned_answer, owned_tensor, plain_error
 
 if TYPE_CHECKING:
@@ -301,6 +302,9 @@ class Component(Generic[CaseT, InputsT]):
     """For a component whose right answer depends on what was done before. Its cases have a field ``steps``: the
     strategy draws them without any, an implementation returns a live object, and ``inputs`` and ``reference`` speak
     of what can be seen after the last step. It has no relations, which need cases that are drawn whole."""
+    ranks: Ranks | None = None
+    """For a component whose answer several processes compute together. Its implementations are what one of them runs,
+    and keep nothing between calls."""
     selector: str = ""
     """What ``--component`` has to name to find it: a user's file or module."""
     baselines: BaselineSpec | None = None
@@ -447,11 +451,26 @@ class Subject:
 
         Any other implementation runs when it is asked for them, so that nothing it does comes before that.
         """
+        if self.component.ranks is not None:
+            return self._begin_on_ranks(inputs)
         begins = self.implementation.begins
         waits = None if begins is None else _begun(begins, inputs, self.target)
 
         def outputs() -> Mapping[str, torch.Tensor]:
             made = self.call_guarded(lambda: self._outputs(inputs, waits), inputs)
+            if self.observer is not None:
+                self.observer(inputs, made)
+            return made
+
+        return outputs
+
+    def _begin_on_ranks(self, inputs: AnyInputs) -> Callable[[], Mapping[str, torch.Tensor]]:
+        if self.target.on_ranks is None:
+            raise NotApplicable(f"{self.target.name} has no ranks")
+        waits = self.target.on_ranks(self, inputs)
+
+        def outputs() -> Mapping[str, torch.Tensor]:
+            made = Returned(waits())
             if self.observer is not None:
                 self.observer(inputs, made)
             return made

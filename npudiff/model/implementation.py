@@ -34,6 +34,10 @@ Capture = Callable[[Callable[[], object], object], Callable[[], None]]
 ``NotCaptured``, or whatever the call raises since it is captured."""
 
 
+OnRanks = Callable[[Any, AnyInputs], Callable[[], Mapping[str, "torch.Tensor"]]]
+"""Takes a ``Subject`` of a component of several ranks, and the inputs of all ranks."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A place to run implementations."""
@@ -55,6 +59,12 @@ class Target:
     each."""
     capture: Capture | None = None
     """Captures a call in a graph; None where there are no graphs."""
+    collectives: str | None = None
+    """The backend of ``torch.distributed`` that a rank has there; None where it is npudiff's own."""
+    devices: Callable[[], int] | None = None
+    """How many devices there are, where each rank needs one of its own; None where there are as many as are wanted."""
+    on_ranks: OnRanks | None = None
+    """Begins a call of several ranks, each a process, and returns what waits for the outputs of all."""
 
 
 TargetFactory = Callable[[str | None], Target]
@@ -63,6 +73,7 @@ TargetFactory = Callable[[str | None], Target]
 
 # A plain ``Implementation`` is one of anything: the engine runs all of them. Python 3.10 has no such default itself.
 if TYPE_CHECKING:
+    import torch
     from typing_extensions import TypeVar
 
     InputsT = TypeVar("InputsT", default=Any)

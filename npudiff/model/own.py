@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from npudiff.errors import UsageError
 from npudiff.model.component import Component, ExpectedOutput, Property
+from npudiff.model.ranks import Ranks
 
 if TYPE_CHECKING:
     from npudiff.model.case import DeclaredCase
@@ -25,6 +26,7 @@ def component(
     name: str | None = None,
     relations: Sequence[Property[Any]] = (),
     profiles: Mapping[str, Box] | None = None,
+    ranks: Ranks | None = None,
 ) -> Callable[[Reference], Component]:
     """Turn a reference into a component, which ``--component FILE`` finds.
 
@@ -45,6 +47,8 @@ def component(
         What must hold besides, as ``npudiff.relation`` makes it.
     profiles : mapping, optional
         Production sizes, by model name, as values of axes.
+    ranks : Ranks, optional
+        How inputs are split and outputs put together, where several processes compute them together.
 
     Returns
     -------
@@ -78,6 +82,7 @@ def component(
             reference=expected,
             relations=tuple(relations),
             profiles=profiles or {},
+            ranks=ranks,
         )
 
     return decorate

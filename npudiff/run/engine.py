@@ -572,7 +572,7 @@ def _run_of(outcome: Outcome, budget: Budget, progress: Progress, judge: Judge |
 
 
 def _judge_of(job: Job, budget: Budget) -> Judge:
-    if budget.isolation is None:
+    if budget.isolation is None or job.subject.component.ranks is not None:  # ranks are processes of their own
         return LocalJudge(job)
     from npudiff.run.isolation.judge import IsolatedJudge  # noqa: PLC0415 - the parts that are not on every system
 

@@ -34,6 +34,7 @@ from npudiff.run.discovery import (
 )
 from npudiff.run.messages import Keep, Task
 from npudiff.run.model_sizes import left_out_by, sizes_of
+from npudiff.run.ranks import with_ranks
 
 CAUSES_OF_A_BACKEND = 4
 """Defects of one function that ships for which a run looks: nobody knows yet which of them is known."""
@@ -233,7 +234,8 @@ class Plan:
         if self.request.seconds is not None:
             total = sum(other.prop.example_ratio for other in (*self.jobs, *self.mutants))
             seconds = self.request.seconds * self.workers * job.prop.example_ratio / total
-        isolation = self._isolation((*self.jobs, job))  # a test may make a job that is not in the plan
+        processes = job.subject.component.ranks is not None  # its calls are made in processes of ranks already
+        isolation = None if processes else self._isolation((*self.jobs, job))  # a test may make a job beside the plan
         return Budget(
             examples=None if seconds is not None else max(1, round(examples * self._share(job))),
             seconds=seconds,
@@ -242,7 +244,7 @@ class Plan:
             example_database=None if job in self.mutants else self.request.example_database,
             isolation=isolation,
             explains=self.request.most_causes > 1 and job not in self.mutants,
-            second_look=self._second_look,
+            second_look=None if processes else self._second_look,
             explicit_cases=self.shared.cases.get(job.name, ()),
             shared_database=self.shared.examples,
             together=not (self.request.named or job in self.mutants or seconds is not None or isolation),
@@ -303,7 +305,7 @@ def make_plan(request: Request, provide: Provide | None = None) -> Plan:
     run_preset(request.hypothesis_profile)
     added = [name for selector in request.own for name in add_own(selector)]
     components = load_components(request.components or tuple(dict.fromkeys(added)))
-    target = _target(request)
+    target = with_ranks(_target(request), request.timeout)
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
     mutants: list[Job] = []

@@ -10,7 +10,7 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NoReturn, TypeVar
 
@@ -84,9 +84,24 @@ class WorkerProcess:
         WorkerDefect
             If npudiff itself, or a component, raised.
         """
-        try:
+        self.tell(question)
+        self._await(seconds)
+        return self.hear()
+
+    def tell(self, question: dict[str, Any]) -> None:
+        """Put a question whose answer is heard later; that the process is gone is heard then."""
+        with contextlib.suppress(OSError):
             self._connection.send_bytes(json.dumps(question).encode())
-            self._await(seconds)
+
+    def hear(self) -> dict[str, Any]:
+        """Return the answer that has come, or comes.
+
+        Raises
+        ------
+        Faulted, WorkerDefect
+            As of ``ask``.
+        """
+        try:
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             raise self._death() from None
@@ -97,17 +112,26 @@ class WorkerProcess:
     def _await(self, seconds: float) -> None:
         """Wait for an answer, or for the end of the process."""
         if not self._answers(seconds):
-            raise self._hang(f"no answer within {seconds:g} s")
+            raise self.hangs(f"no answer within {seconds:g} s")
 
     def _answers(self, seconds: float) -> bool:
         return bool(self._waiting.poll(max(0.0, seconds) * 1000))
 
-    def _hang(self, text: str) -> Faulted:
-        """End a process that does not answer, and say where it was."""
+    def hangs(self, text: str) -> Faulted:
+        """End a process that does not answer; return what is said of it, and where it was."""
         self._stack.ask(self._pid)
         frames = self._stack.frames
         self.kill()
         return Faulted(Kind.TIMED_OUT, text, frames)
+
+    def fileno(self) -> int:
+        """Return the file that can be read when an answer, or the end of the process, can be heard."""
+        return self._connection.fileno()
+
+    def begin_to_end(self) -> None:
+        """End the process without waiting until it is gone; ``kill`` has to follow."""
+        if self._pid:
+            self._kill_group()
 
     def kill(self) -> None:
         """End the process and all that it started, and let go of what is shared with it."""
@@ -141,6 +165,15 @@ class WorkerProcess:
         self._connection.close()
         self._stack.close()
         self.shared.close()
+
+
+def await_any(processes: Sequence[WorkerProcess], seconds: float) -> list[int]:
+    """Wait until some of several processes answer or end; return their places in the sequence, none if time is up."""
+    places = {process.fileno(): place for place, process in enumerate(processes)}
+    waiting = select.poll()
+    for file in places:
+        waiting.register(file, select.POLLIN)
+    return sorted(places[file] for file, _ in waiting.poll(max(0.0, seconds) * 1000))
 
 
 Made = TypeVar("Made", bound=WorkerProcess)

@@ -82,7 +82,7 @@ class BatchProcess(WorkerProcess):
     def _await(self, seconds: float) -> None:
         while not self._answers(min(self._run, self._clock.left(self._run, seconds))):  # a case may begin meanwhile
             if self._clock.left(self._run, seconds) <= 0:
-                raise self._hang("no answer in time")
+                raise self.hangs("no answer in time")
 
 
 class Supervisor:

@@ -320,6 +320,8 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
     judged = load_component(str(component))
     if judged.history is not None:
         raise UsageError(f"--impl {selector}: {component} is judged by calls of an object, and not with --untrusted")
+    if judged.ranks is not None:
+        raise UsageError(f"--impl {selector}: {component} is computed by several ranks, and not with --untrusted")
     try:
         constraints = Constraints.of(unpack_boxes(said.get("supports")))
     except Malformed as error:
