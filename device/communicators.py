@@ -23,7 +23,7 @@ def name_of(group: dist.ProcessGroup | None = None) -> str:
     if chosen is None:
         raise RuntimeError("torch.distributed is not initialised in this process: there is no group of ranks")
     if dist.get_backend(chosen) != "hccl":
-        return str(chosen.group_name)
+        return str(dist.distributed_c10d._world.pg_names[chosen])  # a group of Python's own has no other
     backend: Any = chosen._get_backend(torch.device(_NPU))
     return str(backend.get_hccl_comm_name(dist.get_rank(chosen)))
 
