@@ -24,9 +24,11 @@ from npudiff.run.ranks import collectives
 from npudiff.run.ranks.mesh import Mesh, RankMissing, RanksDiffer
 from npudiff.run.untrusted.wire import unpack
 
-_OF_RANKS, _WAITED = "HCCL, communicator ", " has waited "
-"""How a message of the virtual device begins that is about other ranks, and what is in one about a rank that is not
-there."""
+_OF_RANKS = "HCCL, communicator "
+"""How a message of the virtual device begins that is about other ranks."""
+
+_OF_CALLS = ("not the same on all ranks", "does not fit")
+"""What stands in one that says that ranks do not call the same; any other says that a rank did not come."""
 
 
 def rank_main(
@@ -97,9 +99,10 @@ def _called(subject: Subject, part: Any, shared: SharedTensors) -> dict[str, Any
 
 def _waited(error: BaseException | None) -> bool:
     """Whether a rank gave up since another one was not there."""
-    return isinstance(error, RankMissing) or (_OF_RANKS in str(error) and _WAITED in str(error))
+    return isinstance(error, RankMissing) or (_OF_RANKS in str(error) and not _differs(error))
 
 
 def _differs(error: BaseException | None) -> bool:
     """Whether ranks do not call the same."""
-    return isinstance(error, RanksDiffer) or (_OF_RANKS in str(error) and _WAITED not in str(error))
+    text = str(error)
+    return isinstance(error, RanksDiffer) or (_OF_RANKS in text and any(said in text for said in _OF_CALLS))
