@@ -45,6 +45,8 @@ def _component(one: ListedComponent) -> Iterator[str]:
         yield "\nIt opens an object with these methods:\n"
         for method in one.methods:
             yield f"- `{method.name}{method.signature}`: {_inline(method.meaning)}"
+    if one.ranks:
+        yield "\n[Several ranks](ranks.md) compute it: these are the inputs of one, and each returns its rows."
     yield f"\nOutputs: {', '.join(f'`{name}`' for name in one.outputs)}. {_inline(one.returns)}\n"
     yield "| axis | what it is | values |\n| --- | --- | --- |"
     for axis in one.axes:

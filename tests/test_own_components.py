@@ -18,7 +18,13 @@ from npudiff.errors import ExitCode, UsageError
 ROOT = Path(__file__).parent.parent
 OPERATORS = sorted((ROOT / "docs" / "examples" / "operators").glob("*.py"))
 SOFTMAX = next(path for path in OPERATORS if path.stem == "softmax")
-GUIDE = (ROOT / "docs" / "own-component.md").read_text(encoding="utf-8")
+GUIDES = {
+    name: (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for name, page in (
+        ("softmax.py", "own-component"), ("layer_norm.py", "own-component"), ("row_parallel.py", "ranks"),
+    )
+}  # fmt: skip
+"""Files that a guide builds, and the guide."""
 
 by_operator = pytest.mark.parametrize("path", OPERATORS, ids=lambda path: path.stem)
 
@@ -54,9 +60,9 @@ def test_there_are_ten():
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("name", ["softmax.py", "layer_norm.py"])
+@pytest.mark.parametrize("name", GUIDES)
 def test_the_guide_builds_components_that_are_clean_and_whose_bugs_are_found(name, tmp_path):
-    blocks = re.findall(rf"```python\n# {name}\n(.*?)```", GUIDE, re.DOTALL)
+    blocks = re.findall(rf"```python\n# {name}\n(.*?)```", GUIDES[name], re.DOTALL)
     assert blocks
     (tmp_path / name).write_text("".join(blocks), encoding="utf-8")
     said = ran("check", "--component", name, "--target", "sim", "--seed", 1, cwd=tmp_path)
@@ -172,7 +178,7 @@ def test_a_component_of_a_file_is_not_judged_without_trust(tmp_path):
 
 
 def test_a_state_that_is_handed_on_is_bounded_by_the_length_of_its_rows_errors():
-    (text,) = re.findall(r"```python\n# delta_rule.py\n(.*?)```", GUIDE, re.DOTALL)
+    (text,) = re.findall(r"```python\n# delta_rule.py\n(.*?)```", GUIDES["softmax.py"], re.DOTALL)
     names = {}
     exec(text, names)  # noqa: S102 - a block of the guide
     stream = Stream(3, "delta rule")

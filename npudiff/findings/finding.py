@@ -545,7 +545,18 @@ def coordinates_of(component: Component, inputs: AnyInputs, output: OutputCompar
         return named
     sizes = output.ratio.shape if output.ratio is not None else ()
     shapes = [[-1 if place == axis else 1 for place in range(len(sizes))] for axis in range(len(sizes))]
-    return {f"index {axis}": torch.arange(size).reshape(shapes[axis]) for axis, size in enumerate(sizes)}
+    of_rows = _ranks_of_rows(component, inputs, output.name)
+    first = {"rank": of_rows.reshape(shapes[0])} if sizes and len(of_rows) == sizes[0] else {}
+    return first | {f"index {axis}": torch.arange(size).reshape(shapes[axis]) for axis, size in enumerate(sizes)}
+
+
+def _ranks_of_rows(component: Component, inputs: AnyInputs, name: str) -> torch.Tensor:
+    """The rank that returns each row of an output; empty where there are no ranks."""
+    ranks = component.ranks
+    if ranks is None:
+        return torch.empty(0, dtype=torch.int64)
+    rows = torch.tensor(list(ranks.rows(inputs, name)), dtype=torch.int64)
+    return torch.repeat_interleave(torch.arange(len(rows)), rows)
 
 
 def _broadcasts(values: torch.Tensor, ratio: torch.Tensor | None) -> bool:

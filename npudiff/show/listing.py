@@ -97,6 +97,9 @@ class ListedComponent:
     """Whether an implementation opens a live object, and a case is a sequence of steps."""
     methods: tuple[ListedMethod, ...]
     """What such an object must be able to do."""
+    ranks: bool
+    """Whether several processes compute the answer: an implementation is what one of them runs, and is given its part
+    of the inputs."""
     axes: tuple[ListedAxis, ...]
     properties: tuple[ListedProperty, ...]
     illegal: tuple[str, ...]
@@ -112,6 +115,8 @@ def listed(component: Component, implementations: Iterable[Implementation]) -> L
     named = {prop.name: prop for item in own for prop in properties_with_others(component, item)}
     history = component.history
     kind = _inputs_class(component) if history is None or history.given is None else history.given
+    if component.ranks is not None:
+        kind = _returned(component.ranks.part) or kind
     return ListedComponent(
         component.name,
         component.summary,
@@ -121,6 +126,7 @@ def listed(component: Component, implementations: Iterable[Implementation]) -> L
         section_of(inspect.getdoc(component.reference) or "", "Returns"),
         history is not None,
         tuple(_methods(history.opens)) if history is not None and history.opens is not None else (),
+        component.ranks is not None,
         tuple(ListedAxis(name, axis.meaning, axis.options) for name, axis in component.axes.items()),
         tuple(ListedProperty(name, prop.summary) for name, prop in named.items()),
         tuple(kind.what for kind in component.illegal),
@@ -170,6 +176,8 @@ def _more(one: ListedImplementation) -> Iterator[str]:
 def _contract(component: ListedComponent) -> Iterator[str]:
     """Yield what an implementation is given, and what it has to return."""
     called = "opens an object with (inputs, target)" if component.history else "is called with (inputs, target)"
+    if component.ranks:
+        called = "is what each rank runs, called with (inputs, target) where torch.distributed is initialised"
     yield f"  inputs: {component.inputs_class or 'of no declared class'}; an implementation {called}"
     yield from _fields(component.inputs, "    ")
     if component.methods:
@@ -177,7 +185,8 @@ def _contract(component: ListedComponent) -> Iterator[str]:
     for one in component.methods:
         yield f"    {one.name}{one.signature}"
         yield from (f"        {line}" for line in one.meaning.splitlines())
-    yield f"  outputs: {', '.join(component.outputs)}; a single tensor that is returned is the first"
+    whose = " of all ranks, each of which returns its rows" if component.ranks else ""
+    yield f"  outputs: {', '.join(component.outputs)}{whose}; a single tensor that is returned is the first"
     yield from (f"    {line}" for line in component.returns.splitlines())
 
 

@@ -85,6 +85,8 @@ def _script(outcome: Outcome, finding: Finding, failure: Failure | None) -> Scri
     subject = outcome.job.subject
     if subject.component.history is not None:
         raise NoScript("a component with history is an object that Python keeps, and not calls of operators")
+    if subject.component.ranks is not None:
+        raise NoScript("several processes compute it together, and a script is one; replay runs all of them")
     if subject.implementation.untrusted:
         raise NoScript("its calls are made in a process into which the judge does not look (--untrusted)")
     if finding.verdict == Verdict.DRIFT.value:
