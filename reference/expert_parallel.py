@@ -81,6 +81,7 @@ class ExpertParallelInputs:
     shared: Experts | None
     """``[shared experts, ...]``: every token has all of these, with weight 1."""
     layout: Layout
+    """Which rank has which tokens and slots."""
 
     def to(self, device: str | torch.device) -> ExpertParallelInputs:
         """Return the same inputs on ``device``."""
@@ -92,10 +93,13 @@ class ExpertParallelPart:
     """What one rank has."""
 
     states: torch.Tensor
+    """``[tokens of this rank, hidden]``."""
     topk_ids: torch.Tensor
+    """int32 ``[tokens of this rank, k]``."""
     weights: torch.Tensor
+    """``[tokens of this rank, k]``."""
     mask: torch.Tensor | None
-    """Of its own tokens; see ``ExpertParallelInputs``."""
+    """bool ``[tokens of this rank]`` or ``[tokens of this rank, k]``; see ``ExpertParallelInputs``."""
     table: torch.Tensor
     """int32 ``[rows, experts]``: the slot to which this rank sends the copies of an expert."""
     local: Experts
@@ -103,8 +107,9 @@ class ExpertParallelPart:
     shared: Experts | None
     """Shared experts, where each rank has all of them for its own tokens."""
     layout: Layout
-    """The same on each rank."""
+    """Which rank has which tokens and slots; the same on each rank."""
     rank: int
+    """Which of them this is."""
 
     def to(self, device: str | torch.device) -> ExpertParallelPart:
         """Return the same inputs on ``device``."""

@@ -53,8 +53,14 @@ def _redundant(case: ExpertParallelCase) -> Sequence[int]:
     """Copies with which experts can be divided among ranks, none, and so many that some ranks have one more."""
     ranks = case.moe_ranks
     even = -case.experts % ranks
-    evenly = (even, even, even + ranks)
-    return evenly if not allows(case.box.get("divides", (False, True)), False) else (*evenly, 0, even + 1)
+    return (even, even, even + ranks, 0, even + 1)
+
+
+def _redundant_fits(case: ExpertParallelCase, count: int) -> bool:
+    """Each rank has an expert, none has one twice, and all have as many where that is wanted."""
+    ranks, slots = case.moe_ranks, case.experts + count
+    wanted = allows(case.box.get("divides", (False, True)), slots % ranks == 0)
+    return wanted and ranks <= slots <= case.experts * ranks
 
 
 def _affords_tokens(case: ExpertParallelCase, tokens: int) -> bool:
@@ -96,7 +102,7 @@ class ExpertParallelCase(Case):
     dtype: str = axis("dtype of the states and the result", tuple(DTYPES), "bfloat16", always=True)
     redundant: int = axis(
         "experts that are there once more", range(257), 0, drawn=_redundant,
-        fits=lambda case, count: case.moe_ranks <= case.experts + count <= case.experts * case.moe_ranks,
+        fits=_redundant_fits,
         shown="{} redundant", region="redundant experts",
     )  # fmt: skip
     placement: str = axis("which slot has which expert", PLACEMENTS, "in order", shown="slots {}", region="slots {}")
