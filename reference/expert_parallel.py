@@ -74,7 +74,7 @@ class ExpertParallelInputs:
     placement: torch.Tensor
     """int64 ``[slots]``: the expert in each slot of all ranks, one after the other. An expert may be in several."""
     table: torch.Tensor
-    """int32 ``[ranks, rows, experts]``: the slot to which a rank sends the copies of an expert. Token t of the rank uses
+    """int32 ``[ranks, rows, experts]``: the slot to which a rank sends copies of an expert. Token t of the rank uses
     row ``t % rows``."""
     routed: Experts
     """``[experts, ...]``: the matrices of each expert."""
@@ -239,12 +239,17 @@ def _over_ranks(
     """
     ends = torch.tensor(layout.slots).cumsum(0)
     owner = torch.searchsorted(ends, slots.clamp(min=0), right=True).masked_fill(slots < 0, LEFT_OUT)
-    present = torch.stack([(owner == rank).any(dim=1) for rank in range(layout.ranks)])
-    parts = present.sum(dim=0).unsqueeze(1)
-    sizes = ((rows.value.abs() + rows.independent + rows.brought) * weights.value.abs().unsqueeze(2)).sum(dim=1)
+    wide = weights.value.unsqueeze(2)
+    products, sizes = rows.value * wide, ((rows.independent + rows.brought) * wide.abs()).sum(dim=1)
+    parts = torch.zeros(len(slots), 1, dtype=torch.int64)
+    for rank in range(layout.ranks):
+        here = owner == rank
+        sizes = sizes + (products * here.unsqueeze(2)).sum(dim=1).abs()
+        parts += here.any(dim=1, keepdim=True)
     roundings = torch.where(parts > 1, 1 + (parts - 2).clamp(min=0), 0)
     steps = torch.where(parts > 1, 2 * parts - 2, 0)
-    return (roundings * sizes * unit_roundoff(dtype) + steps * underflow_step(dtype)).nan_to_num(nan=torch.inf)
+    error = roundings * sizes * unit_roundoff(dtype) + steps * underflow_step(dtype)
+    return torch.where(parts > 1, error, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def _counts(inputs: ExpertParallelInputs, slots: torch.Tensor) -> torch.Tensor:

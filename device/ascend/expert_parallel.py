@@ -162,7 +162,8 @@ def filled_up(inputs: ExpertParallelPart, rows: int) -> ExpertParallelPart:
     """The same rank with so many rows: those that are added are masked, and hold what memory holds."""
     more = rows - len(inputs.states)
     states = torch.cat([inputs.states, inputs.states.new_full((more, inputs.states.shape[1]), torch.nan)])
-    ids, weights = (torch.cat([part, part.new_zeros(more, part.shape[1])]) for part in (inputs.topk_ids, inputs.weights))
+    both = (inputs.topk_ids, inputs.weights)
+    ids, weights = (torch.cat([part, part.new_zeros(more, part.shape[1])]) for part in both)
     mask = torch.arange(rows, device=states.device) < len(inputs.states)
     layout = replace(inputs.layout, rows=(rows,) * inputs.layout.ranks, global_rows=0)
     return replace(inputs, states=states, topk_ids=ids, weights=weights, mask=mask, layout=layout)
@@ -340,8 +341,8 @@ def routed_here(inputs: ExpertParallelPart, tokens: Everything) -> tuple[torch.T
     form = "by largest" if inputs.local.quantised else "as they are"
     routing = MoeRoutingInputs(tokens.states, tokens.slots, sum(inputs.layout.slots), here.start, here.stop, form)
     rows, src_to_dst_row, counts, scale = second(routing, COUNTS)
-    scale = scale if inputs.local.quantised else None
-    return said(rows, scale, counts, inputs.local, inputs.states.dtype), src_to_dst_row, counts
+    result = said(rows, scale if inputs.local.quantised else None, counts, inputs.local, inputs.states.dtype)
+    return result, src_to_dst_row, counts
 
 
 def own(inputs: ExpertParallelPart, total: torch.Tensor) -> torch.Tensor:

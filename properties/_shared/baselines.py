@@ -428,7 +428,9 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         plain={**_GAUSSIAN, **_CONTIGUOUS, "load": ("random",)},
     ),
     "expert_parallel": BaselineSpec(
-        fixed={"tokens": (4, 32), "ranks": (2, 4), "hidden": (64, 1024), "width": (64,), "experts": (8,), "top_k": (2,)},
+        fixed={
+            "tokens": (4, 32), "ranks": (2, 4), "hidden": (64, 1024), "width": (64,), "experts": (8,), "top_k": (2,),
+        },
         sizes={
             "tokens": range(1, 33), "ranks": (2, 4), "hidden": (64, 128, 1024), "width": (32, 64), "experts": (4, 8),
             "top_k": (1, 2, 4),

@@ -190,9 +190,10 @@ class ExpertParallelCase(Case):
 def _contradictions(case: ExpertParallelCase) -> Iterator[str]:
     """What a case has that does not go with the rest of it."""
     apart = case.shared_ranks
+    unshared = apart > 0 and (not case.shared_width or apart % case.shared_experts > 0)
     checks = {
         "top_k": case.top_k > case.experts,
-        "shared_ranks": apart >= case.ranks or (apart > 0 and (not case.shared_width or apart % case.shared_experts > 0)),
+        "shared_ranks": apart >= case.ranks or unshared,
         "shared_experts": case.shared_experts > 1 and not apart,
         "padding": case.padding == "mask of copies" and apart > 0,
         "redundant": not case.moe_ranks <= case.slots <= case.experts * case.moe_ranks,

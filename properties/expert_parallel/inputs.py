@@ -84,9 +84,7 @@ def _real_rows(case: ExpertParallelCase) -> list[int]:
     return rows
 
 
-def _chosen(
-    case: ExpertParallelCase, real: torch.Tensor, placement: torch.Tensor, layout: Layout
-) -> torch.Tensor:
+def _chosen(case: ExpertParallelCase, real: torch.Tensor, placement: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Experts of each token, all different; those of masked tokens are 0, as backends fill up."""
     stream, count = Stream(case.seed, "chosen"), len(real)
     orders = torch.from_numpy(stream.permutations(1 if case.load == "same" else count, case.experts))

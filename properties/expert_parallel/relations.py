@@ -31,9 +31,7 @@ def _of_experts(placement: torch.Tensor, apart: int) -> Callable[[Outputs], Outp
     return outputs
 
 
-def _over(
-    inputs: ExpertParallelInputs, case: ExpertParallelCase, ranks: int
-) -> Changed[ExpertParallelInputs]:
+def _over(inputs: ExpertParallelInputs, case: ExpertParallelCase, ranks: int) -> Changed[ExpertParallelInputs]:
     """The same tokens and experts over another number of ranks, with an expert in one slot each."""
     count = len(inputs.states)
     if min(count, case.experts) < ranks:
@@ -90,7 +88,7 @@ def _slots_elsewhere(inputs: ExpertParallelInputs, case: ExpertParallelCase) -> 
 def _other_padding(inputs: ExpertParallelInputs, case: ExpertParallelCase) -> Changed[ExpertParallelInputs]:
     """Tokens that are not real hold something else."""
     other = replace(case, poison=next(name for name in POISONS if name != case.poison))
-    return Changed(build_inputs(other), case=other)
+    return Changed(replace(inputs, states=build_inputs(other).states), case=other)
 
 
 RELATIONS: tuple[Property[ExpertParallelCase], ...] = (

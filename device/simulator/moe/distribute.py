@@ -242,7 +242,8 @@ def check_alike(check: ArgumentChecks, domain: Domain, rows: int, hidden: int, k
     everybody = gathered(domain, torch.tensor(mine, dtype=torch.int64))
     for place, name in enumerate((*_EQUAL, "width of rows", "k", "quantisation")):
         if bool((everybody[:, place] != everybody[0, place]).any()):
-            raise UndefinedBehaviour(f"{check.operator}: {name} is not the same on all ranks: {everybody[:, place].tolist()}")
+            found = f"{name} is not the same on all ranks: {everybody[:, place].tolist()}"
+            raise UndefinedBehaviour(f"{check.operator}: {found}")
     counts = everybody[:, -1]
     most, world = int(counts.max()), domain.ep_world_size
     if bool((counts != most).any()) and (not domain.global_bs or bool(everybody[:, -2].any())):

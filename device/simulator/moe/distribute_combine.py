@@ -174,7 +174,8 @@ def _summed(request: CombineRequest, active: Tensor, found: Tensor, said: Tensor
     wanted = torch.cat([active, takes_part.unsqueeze(1).expand(-1, found.shape[1] - k)], dim=1)
     if bool((wanted & ~found).any()):
         token, copy = (wanted & ~found).nonzero()[0].tolist()
-        raise UndefinedBehaviour(f"combine waits for copy {copy} of token {token} of rank {request.ep_rank_id}, in vain")
+        missing = f"copy {copy} of token {token} of rank {request.ep_rank_id}"
+        raise UndefinedBehaviour(f"combine waits for {missing}, in vain")
     total = torch.zeros(len(active), said.shape[2])
     for copy in range(said.shape[1]):
         values = said[:, copy] * request.expert_scales[:, copy : copy + 1] if copy < k else said[:, copy]

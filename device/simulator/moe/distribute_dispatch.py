@@ -173,7 +173,10 @@ def _copies(request: DispatchRequest, active: Tensor) -> _Copies:
 def _columns(request: DispatchRequest, rank: int) -> slice:
     """Where the experts of a rank are among all counts."""
     apart, each = request.shared_expert_rank_num, request.experts_of_a_rank
-    return slice(rank, rank + 1) if rank < apart else slice(apart + (rank - apart) * each, apart + (rank - apart + 1) * each)
+    if rank < apart:
+        return slice(rank, rank + 1)
+    start = apart + (rank - apart) * each
+    return slice(start, start + each)
 
 
 def _by_expert(counts: Tensor) -> Tensor:

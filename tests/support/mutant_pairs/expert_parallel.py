@@ -27,9 +27,7 @@ PAIRS = {
     "real_tokens_of_all_ranks": Pair(replace(MASKED, spread="ragged"), [], "", everywhere=True),
     "own_tokens_of_everything": Pair(PLAIN, [], SMALL, everywhere=True),
     "idle_rank_has_no_work": Pair(ALONE, [replace(ALONE, load="one rank", seed=1)], ""),
-    "no_mask_where_nothing_is_real": Pair(
-        MASKED, [], "1 token x 32 on 2 ranks · top 1 of 2 x 32 · bfloat16 · padding mask · some without", everywhere=True
-    ),
+    "no_mask_where_nothing_is_real": Pair(MASKED, [], f"{SMALL} · padding mask · some without", everywhere=True),
     "global_rows_of_this_rank": Pair(RAGGED, [replace(RAGGED, tokens=2)], "", rejected=True),
     "room_for_an_even_load": Pair(ONE_RANK, [replace(PLAIN, experts=2)], ""),
     "slots_before_the_rebalance": Pair(
