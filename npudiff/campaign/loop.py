@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from npudiff.model.case import dumps
 from npudiff.model.job import Job, Verdict
 from npudiff.run.plan import Plan
 
-TURN_SECONDS = 20.0
-"""Seconds of a turn on one worker: what was learned in it decides on the next one."""
+TURN_SECONDS, LONGEST_ROUNDS = 20.0, 3.0
+"""Seconds of a turn on each worker, or so many of the longest rounds if that is more: what was learned in it decides on
+the next one, and at its end workers wait for each other."""
 
 MOST_FAILURES = 3
 """Rounds of a job that fail in a row, by no fault of a case, after which it is not run any more."""
@@ -118,7 +119,7 @@ class Campaign:
             return []  # nothing can be drawn
         done = sum(one.rounds for one in known.values())
         offset = seed_of(self.knowledge.name, done, "offset") / 2**63
-        names = next_jobs(known, TURN_SECONDS * workers, offset)
+        names = next_jobs(known, seconds_of_a_turn(known) * workers, offset)
         numbers = {name: known[name].left() for name in jobs}
         rounds = [
             round_of(self.knowledge.name, jobs[one], next(numbers[one]), self._regions(jobs[one]), known[one].guides)
@@ -187,6 +188,11 @@ class Campaign:
             found=found,
             cut=told.cut,
         )
+
+
+def seconds_of_a_turn(known: Mapping[str, JobKnowledge]) -> float:
+    """Return the seconds of a turn on each worker."""
+    return max(TURN_SECONDS, LONGEST_ROUNDS * max(one.seconds_of_a_round for one in known.values()))
 
 
 def _is_case(finding: Finding, one: Round) -> bool:
