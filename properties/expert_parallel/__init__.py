@@ -35,7 +35,7 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="a rank without tokens",
     relations=RELATIONS,
-    example_ratio=0.2,
+    example_ratio=0.1,
     profiles=of_experts(_sizes),
     baselines=BASELINES["expert_parallel"],
     ranks=Ranks(count=lambda inputs: inputs.layout.ranks, part=rank_part, rows=rows_of_ranks),
