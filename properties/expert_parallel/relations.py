@@ -11,7 +11,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, Outputs, relation
 from npudiff.model.component import NotApplicable, Property
 from npudiff.properties.expert_parallel.case import POISONS, ExpertParallelCase
-from npudiff.properties.expert_parallel.inputs import build_inputs, placed, slots_of_ranks
+from npudiff.properties.expert_parallel.inputs import placed, slots_of_ranks
 from npudiff.reference.expert_parallel import ExpertParallelInputs, Layout
 
 _EVEN_ROWS = {"padding": ("none",), "shared_ranks": (0,)}
@@ -86,9 +86,10 @@ def _slots_elsewhere(inputs: ExpertParallelInputs, case: ExpertParallelCase) -> 
 
 
 def _other_padding(inputs: ExpertParallelInputs, case: ExpertParallelCase) -> Changed[ExpertParallelInputs]:
-    """Tokens that are not real hold something else."""
-    other = replace(case, poison=next(name for name in POISONS if name != case.poison))
-    return Changed(replace(inputs, states=build_inputs(other).states), case=other)
+    """Tokens that are not real hold something else that is finite: large numbers of the other sign."""
+    padding = (~inputs.real).unsqueeze(1)
+    large = -POISONS["large"] if case.poison == "large" else POISONS["large"]
+    return Changed(replace(inputs, states=inputs.states.masked_fill(padding, large)))
 
 
 RELATIONS: tuple[Property[ExpertParallelCase], ...] = (
