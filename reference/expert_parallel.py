@@ -100,6 +100,8 @@ class ExpertParallelPart:
     """``[tokens of this rank, k]``."""
     mask: torch.Tensor | None
     """bool ``[tokens of this rank]`` or ``[tokens of this rank, k]``; see ``ExpertParallelInputs``."""
+    placement: torch.Tensor
+    """int64 ``[slots]``: the expert in each slot of all ranks."""
     table: torch.Tensor
     """int32 ``[rows, experts]``: the slot to which this rank sends the copies of an expert."""
     local: Experts
@@ -129,6 +131,7 @@ def rank_part(inputs: ExpertParallelInputs, rank: int) -> ExpertParallelPart:
         topk_ids=inputs.topk_ids[tokens].clone(),
         weights=inputs.weights[tokens].clone(),
         mask=None if inputs.mask is None else inputs.mask[tokens].clone(),
+        placement=inputs.placement,
         table=inputs.table[rank].clone(),
         local=local,
         shared=None if apart else shared,

@@ -21,7 +21,6 @@ from vllm_ascend.quantization.quant_type import QuantType
 
 from npudiff import Target, implementation
 from npudiff.device.ascend.expert_parallel import (
-    EVERYWHERE,
     ON_A2,
     Everything,
     Outputs,
@@ -36,8 +35,6 @@ from npudiff.model.constraints import Box
 from npudiff.reference.expert_parallel import ExpertParallelPart
 
 _SEVERAL: Box = {"ranks": range(2, 9), "divides": (True,), "shared_ranks": (0,)}
-_PLAIN_SLOTS: Box = {"redundant": (0,), "placement": ("in order",)}
-"""As without EPLB: the map of a rank says of each expert whether it is here."""
 
 
 @contextlib.contextmanager
@@ -60,11 +57,14 @@ def _world(inputs: ExpertParallelPart) -> Iterator[None]:
 
 
 def _map_of(inputs: ExpertParallelPart) -> torch.Tensor:
-    """For each expert that the router knows its number on this rank, -1 for those that are elsewhere."""
-    here = inputs.layout.experts(inputs.rank)
-    slots = inputs.table[0].long()
-    there = (slots >= here.start) & (slots < here.stop)
-    return torch.where(there, slots - here.start, -1).to(torch.int32)
+    """For each expert that the router knows its number on this rank, -1 for those that are elsewhere.
+
+    As ``eplb/core/eplb_utils.py`` makes it, by the numbers of the router and not by slots.
+    """
+    here = inputs.placement[inputs.layout.experts(inputs.rank)]
+    numbers = torch.full((inputs.table.shape[1],), -1, dtype=torch.int32, device=here.device)
+    numbers[here] = torch.arange(len(here), dtype=torch.int32, device=here.device)
+    return numbers
 
 
 def _through(inputs: ExpertParallelPart, dispatcher: Any, tokens: Everything) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401 - vllm-ascend's
@@ -136,7 +136,7 @@ def all_to_all(inputs: ExpertParallelPart, target: Target) -> Outputs:
 @implementation(
     "expert_parallel",
     name="TokenDispatcherWithAllGather",
-    supports=[{**box, **_SEVERAL, **_PLAIN_SLOTS, "padding": ("none",)} for box in EVERYWHERE[:1]],
+    supports={**_SEVERAL, "padding": ("none",)},
     on_device=True,
 )
 def all_gather(inputs: ExpertParallelPart, target: Target) -> Outputs:
