@@ -24,7 +24,7 @@ class TokenDispatcherWithAllGather:
         given, experts = token_dispatch_input, self.num_local_experts
         ids = given.topk_ids.long()
         if given.routing.expert_map is not None:
-            ids = given.routing.expert_map[ids].long()
+            ids = ids - get_ep_group().rank_in_group * experts
         here = (ids >= 0) & (ids < experts)
         numbers = torch.where(here, ids, experts).flatten()
         order = numbers.argsort(stable=True)
