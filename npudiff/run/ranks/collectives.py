@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +36,6 @@ _BYTES = (torch.bool, torch.uint8)
 
 def join(mesh: Mesh, rank: int, size: int) -> None:
     """Begin ``torch.distributed`` in this process, as one rank of all that a mesh connects."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of functions' new names
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, functools.partial(_group, mesh), extended_api=True, devices="cpu")
     dist.init_process_group(BACKEND, store=HashStore(), rank=rank, world_size=size)

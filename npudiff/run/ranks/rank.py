@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -59,10 +60,14 @@ def rank_main(
         target = replace(target, device=f"{target.device.partition(':')[0]}:{mesh.rank}")
         torch.get_device_module(target.device).set_device(target.device)
         subjects = [replace(subject, target=target) for subject in subjects]
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of functions' new names
     with target.activate():
         if target.collectives is None:
             collectives.join(mesh, mesh.rank, size)
         else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch_npu's allocator, once in each process
+                torch.empty(1, device=target.device)
             os.environ[RANK_TIMEOUT] = f"{seconds:g}"
             store = FileStore(meeting, size)
             dist.init_process_group(
