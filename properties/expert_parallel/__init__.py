@@ -2,13 +2,14 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.model.illegal import wrong_element
 from npudiff.model.ranks import Ranks
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.properties.expert_parallel.case import ExpertParallelCase
 from npudiff.properties.expert_parallel.inputs import build_inputs, coordinates
 from npudiff.properties.expert_parallel.relations import RELATIONS
-from npudiff.reference.expert_parallel import expert_parallel, rank_part, rows_of_ranks
+from npudiff.reference.expert_parallel import ExpertParallelInputs, expert_parallel, rank_part, rows_of_ranks
 
 
 def _sizes(model: Model) -> Box | None:
@@ -25,6 +26,15 @@ def _sizes(model: Model) -> Box | None:
     }
 
 
+def _first_real(inputs: ExpertParallelInputs) -> tuple[int, int] | None:
+    """The first copy of the first real token that takes part; None where there is none."""
+    taking = inputs.real.unsqueeze(1) & (inputs.topk_ids >= 0)
+    if inputs.mask is not None:
+        taking = taking & (inputs.mask if inputs.mask.dim() == 2 else inputs.mask.unsqueeze(1))
+    places: list[list[int]] = taking.nonzero()[:1].tolist()
+    return (places[0][0], places[0][1]) if places else None
+
+
 component = Component(
     name="expert_parallel",
     summary="experts over ranks: dispatch of tokens, the experts, and the weighted sum that comes back",
@@ -32,6 +42,9 @@ component = Component(
     outputs=("output", "counts"),
     inputs=build_inputs,
     reference=expert_parallel,
+    illegal=(
+        wrong_element("an expert that there is not", "topk_ids", lambda inputs: inputs.routed.up.experts, _first_real),
+    ),
     coordinates=coordinates,
     highlighted_region="a rank without tokens",
     relations=RELATIONS,
