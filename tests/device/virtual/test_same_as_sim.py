@@ -8,21 +8,32 @@ import pytest
 import torch
 
 from draws import drawn
+from npudiff.judge.compare import compare
 from npudiff.judge.judge import TraceExecutor
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import load_components, load_target, select_implementations
+from npudiff.run.ranks import with_ranks
 
 pytestmark = pytest.mark.virtual
 
 CASES = 12
 COMPONENTS = {component.name: component for component in load_components([])}
-IMPLEMENTATIONS = [item for item in select_implementations(COMPONENTS.values(), []) if item.wrong is None]
+RIGHT = [item for item in select_implementations(COMPONENTS.values(), []) if item.wrong is None]
+IMPLEMENTATIONS = [item for item in RIGHT if COMPONENTS[item.component].ranks is None]
+OF_RANKS = [item for item in RIGHT if item not in IMPLEMENTATIONS]
 
 
 @pytest.fixture(scope="module")
 def targets():
     return [load_target(name, None) for name in ("virtual", "sim")]
+
+
+@pytest.fixture(scope="module")
+def with_hccl(targets):
+    target = with_ranks(targets[0], 60.0)
+    yield target
+    target.on_ranks.close()
 
 
 def tensors_of(value):
@@ -77,3 +88,15 @@ def test_the_same_bits(item, targets):
         virtual, sim = (answers(component, item, target, case) for target in targets)
         assert virtual, "nothing was compared"
         assert [bits(tensor) for tensor in virtual] == [bits(tensor) for tensor in sim], component.describe(case)
+
+
+@pytest.mark.parametrize("item", OF_RANKS, ids=lambda item: f"{item.component}-{item.name}")
+def test_what_ranks_compute_with_hccl_is_right(item, with_hccl):
+    """Not bit for bit: HCCL and npudiff's own collectives add what ranks have in another order."""
+    component = COMPONENTS[item.component]
+    subject = Subject(component, item, with_hccl)
+    with with_hccl.activate():
+        for case in drawn(component, item.constraints.within(Constraints()), CASES):
+            inputs = component.inputs(case)
+            compared = compare(subject.expected(inputs), subject.run(inputs))
+            assert compared.holds, component.describe(case)
