@@ -20,6 +20,7 @@ from npudiff.run.discovery import load_components
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.plan import Request as RunRequest
 from npudiff.run.plan import make_plan
+from npudiff.run.ranks import with_ranks
 
 pytestmark = pytest.mark.usefixtures("shrinks_to_its_end")
 
@@ -34,6 +35,16 @@ ONE_OF_EACH = [pytest.param(item, marks=() if _FIRST[item.component] is item els
 ORIGINALS = {(item.component, item.name): item for item in map(vars(ascend).get, ascend.__all__)}
 
 
+SIMULATOR = with_ranks(targets.sim(None), 60.0)
+"""Its ranks live on between cases."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks_end_with_the_tests():
+    yield
+    SIMULATOR.on_ranks.close()
+
+
 def by_name(item):
     return item.name
 
@@ -43,14 +54,14 @@ def original(item):
 
 
 def run(item, drawn):
-    component, target = COMPONENTS[item.component], targets.sim(None)
-    with target.activate():
-        return Subject(component, item, target).run(component.inputs(drawn))
+    component = COMPONENTS[item.component]
+    with SIMULATOR.activate():
+        return Subject(component, item, SIMULATOR).run(component.inputs(drawn))
 
 
 def among_others(item, drawn, prop):
     """Call an implementation with a case between calls with others, or in a graph, and return the outcome."""
-    subject = Subject(COMPONENTS[item.component], item, targets.sim(None))
+    subject = Subject(COMPONENTS[item.component], item, SIMULATOR)
     return run_case(Job(subject, prop, item.constraints), drawn)
 
 
@@ -61,7 +72,10 @@ def found(name, seed, where=(), profile="dev", *, shrinks=True):
     assert plan.budget(job).examples == (
         100 if job.prop is EQUIVALENCE else 8 if job.subject.implementation.graph else 5
     )
-    return run_job(job, replace(plan.budget(job), shrink=shrinks))
+    try:
+        return run_job(job, replace(plan.budget(job), shrink=shrinks))
+    finally:
+        job.subject.target.on_ranks.close()
 
 
 def described(outcome):
