@@ -24,13 +24,7 @@ PAIRS = {
     "shared_expert_of_every_rank": Pair(SHARED, [], f"{SMALL} · shared 32", everywhere=True),
     "rows_of_absolute_places": Pair(ONE, [replace(PLAIN, tokens=17)], SMALL),
     "weights_of_copies_elsewhere": Pair(PLAIN, [ONE_RANK], SMALL),
-    "real_tokens_of_all_ranks": Pair(
-        replace(MASKED, spread="ragged"),
-        [],
-        f"{SMALL} · padding mask · some without",
-        everywhere=True,
-        otherwise=("3 tokens x 32 on 2 ranks · top 1 of 2 x 32 · bfloat16 · padding mask · ragged",),
-    ),
+    "real_tokens_of_all_ranks": Pair(replace(MASKED, spread="ragged"), [], "", everywhere=True),
     "own_tokens_of_everything": Pair(PLAIN, [], SMALL, everywhere=True),
     "idle_rank_has_no_work": Pair(ALONE, [replace(ALONE, load="one rank", seed=1)], ""),
     "no_mask_where_nothing_is_real": Pair(MASKED, [], f"{SMALL} · padding mask · some without", everywhere=True),
@@ -39,12 +33,7 @@ PAIRS = {
     "slots_before_the_rebalance": Pair(
         MOVED, [replace(MOVED, experts=2, top_k=1, seed=1)], f"{SMALL} · slots anywhere"
     ),
-    "redundant_experts_not_loaded": Pair(
-        TWICE,
-        [replace(TWICE, tokens=1)],
-        "2 tokens x 32 on 2 ranks · top 1 of 2 x 32 · bfloat16 · 2 redundant",
-        otherwise=("1 token x 32 on 4 ranks · top 1 of 2 x 32 · bfloat16 · 2 redundant",),
-    ),
+    "redundant_experts_not_loaded": Pair(TWICE, [replace(TWICE, tokens=1)], ""),
     "counts_for_ends_of_dispatch": Pair(PLAIN, [replace(PLAIN, experts=2)], ""),
     "scales_lost_on_the_way": Pair(
         INT8, [], "1 token x 32 on 2 ranks · top 1 of 2 x 32 · w8a8 · bfloat16", everywhere=True
