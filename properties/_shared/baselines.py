@@ -458,6 +458,16 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
             "projections": ("one", "gate_up", "qkv"),
         },
     ),
+    "expert_parallel": BaselineSpec(
+        fixed={
+            "tokens": (4, 32), "ranks": (2, 4), "hidden": (64, 1024), "width": (64,), "experts": (8,), "top_k": (2,),
+        },
+        sizes={
+            "tokens": range(1, 33), "ranks": (2, 4), "hidden": (64, 128, 1024), "width": (32, 64), "experts": (4, 8),
+            "top_k": (1, 2, 4),
+        },
+        plain={**_GAUSSIAN, "load": ("random",), "spread": ("equal",), "padding": ("none", "mask")},
+    ),
     "decoder_layer": BaselineSpec(
         fixed={"batch": (1, 2), "prefix": (0,), "prefill": (16, 64), "decode_steps": (0, 2), "page_size": (128,)},
         sizes={

@@ -35,14 +35,14 @@ ONE_OF_EACH = [pytest.param(item, marks=() if _FIRST[item.component] is item els
 ORIGINALS = {(item.component, item.name): item for item in map(vars(ascend).get, ascend.__all__)}
 
 
-SIM = with_ranks(targets.sim(None), 60.0)
+SIMULATOR = with_ranks(targets.sim(None), 60.0)
+"""Its ranks live on between cases."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ranks_end():
-    """Those that were started here end here."""
+def ranks_end_with_the_tests():
     yield
-    SIM.on_ranks.close()
+    SIMULATOR.on_ranks.close()
 
 
 def by_name(item):
@@ -55,13 +55,13 @@ def original(item):
 
 def run(item, drawn):
     component = COMPONENTS[item.component]
-    with SIM.activate():
-        return Subject(component, item, SIM).run(component.inputs(drawn))
+    with SIMULATOR.activate():
+        return Subject(component, item, SIMULATOR).run(component.inputs(drawn))
 
 
 def among_others(item, drawn, prop):
     """Call an implementation with a case between calls with others, or in a graph, and return the outcome."""
-    subject = Subject(COMPONENTS[item.component], item, SIM)
+    subject = Subject(COMPONENTS[item.component], item, SIMULATOR)
     return run_case(Job(subject, prop, item.constraints), drawn)
 
 

@@ -49,3 +49,8 @@ class MoeChoices:
 
     # npu_moe_finalize_routing, CANN without version 4 of it: op-plugin refuses calls without skip1.
     moe_finalize_version: Literal["4", "before_4"] = "4"
+
+    # npu_moe_distribute_dispatch and _combine: A2 and A3 do not take the same. DOC has, for A2, any width that is a
+    # multiple of 32 up to 10,240, no ranks of shared experts and a mask of tokens; for A3 widths of 1,024 to 8,192.
+    # either: what one of them takes.
+    moe_distribute_soc: Literal["either", "A2", "A3"] = "either"

@@ -20,6 +20,7 @@ from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.moe.quantisation import dynamic_int8, static_int8
 from npudiff.device.simulator.norms.unwritten import unwritten
 from npudiff.device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.quantisation.scalar_types import BFLOAT16, FLOAT16, INT8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,8 @@ _CHECK = ArgumentChecks("npu_moe_init_routing_v2", default=ErrorCode.PARAMETER)
 _MAX_EXPERTS = 10240
 _MAX_EXPERTS_IN_PAIRS = 5120
 _INT4 = 13
+# vllm-ascend's all-to-all says of int8 that it is int8; META looks at dtypes of 950 alone.
+_NUMBERS = {torch.int8: INT8, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 # META's list without those that A2 and A3 have.
 _QUANT_MODES_OF_950 = (2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14, 15, 16, 17)
 
@@ -68,7 +71,7 @@ class RoutingRequest:
     row_idx_type: int
     """0: the place of each pair. 1: the pair at each place."""
     x_dtype: int | None
-    """For dtypes that Ascend 950 has."""
+    """For dtypes that Ascend 950 has; of others, that of x."""
 
     @property
     def expert_range(self) -> tuple[int, int]:
@@ -114,8 +117,8 @@ def check_host(request: RoutingRequest) -> None:
         given_mode = f"{request.quant_mode}, which is for Ascend 950"
         raise _CHECK.rejected("quant_mode", given_mode, "-1, 0, 1 or 13")
     _CHECK.choice("quant_mode", request.quant_mode, (-1, 0, 1, _INT4), wrapper)
-    if request.x_dtype is not None:
-        raise _CHECK.rejected("x_dtype", request.x_dtype, "None: dtypes of Ascend 950 alone have it")
+    if request.x_dtype is not None and request.x_dtype != _NUMBERS.get(request.x.dtype):
+        raise _CHECK.rejected("x_dtype", request.x_dtype, "None or that of x: dtypes of Ascend 950 alone need it")
 
 
 def check(request: RoutingRequest) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.moe import distribute_combine as combine
+from npudiff.device.simulator.moe import distribute_dispatch as dispatch
 from npudiff.device.simulator.moe import finalize_routing as finalize
 from npudiff.device.simulator.moe import gating, schemas
 from npudiff.device.simulator.moe import init_routing as v1
@@ -27,5 +29,13 @@ OPERATORS = (
     Operator(schemas.PERMUTE, permute.token_permute, permute.token_permute_meta),
     Operator(schemas.RE_ROUTING, re_routing, re_routing_meta),
     Operator(schemas.UNPERMUTE, permute.token_unpermute, permute.token_unpermute_meta),
+    Operator(
+        schemas.DISTRIBUTE_DISPATCH, dispatch.dispatch_v1, dispatch.dispatch_v1_meta, request=dispatch.DispatchRequest
+    ),
+    Operator(
+        schemas.DISTRIBUTE_DISPATCH_V2, dispatch.dispatch_v2, dispatch.dispatch_meta, request=dispatch.DispatchRequest
+    ),
+    Operator(schemas.DISTRIBUTE_COMBINE, combine.combine_v1, combine.combine_meta, request=combine.CombineRequest),
+    Operator(schemas.DISTRIBUTE_COMBINE_V2, combine.combine_v2, combine.combine_meta, request=combine.CombineRequest),
 )
 """Every operator of the family."""

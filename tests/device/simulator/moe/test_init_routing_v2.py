@@ -253,6 +253,13 @@ def test_against_a_loop():
     assert counts.tolist() == [int((experts == e).sum()) for e in range(2, 7)]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.bfloat16])
+def test_the_dtype_of_the_rows_may_be_said(dtype):
+    x = torch.arange(6).view(3, 2).to(dtype)
+    number = {torch.int8: 1, torch.float16: 5, torch.bfloat16: 15}[dtype]
+    assert torch.equal(route(x, x_dtype=number)[0], route(x)[0])
+
+
 def test_no_rows():
     x, places, counts, scale = torch.ops.npu.npu_moe_init_routing_v2(
         torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.int32), expert_num=3, quant_mode=1, expert_tokens_num_flag=True
@@ -282,7 +289,8 @@ PAD = {"drop_pad_mode": 1, "expert_capacity": 2}
         ({"row_idx_type": 2}, "row_idx_type was 2; allowed: 0 or 1"),
         ({"quant_mode": 3}, "quant_mode was 3, which is for Ascend 950; allowed: -1, 0, 1 or 13"),
         ({"quant_mode": 10}, "quant_mode was 10; allowed: -1 or 0 or 1 or 13"),
-        ({"x_dtype": 290}, "x_dtype was 290; allowed: None"),
+        ({"x_dtype": 290}, "x_dtype was 290; allowed: None or that of x"),
+        ({"x_dtype": 1}, "x_dtype was 1; allowed: None or that of x"),
         ({"scale": torch.zeros(2)}, r"scale was of shape \[2\]; allowed: \[3\], \[n\], with quant_mode -1"),
         ({"scale": torch.zeros(3).half()}, "scale was float16; allowed: float32"),
         ({"offset": torch.zeros(1)}, "offset was a tensor; allowed: None, with quant_mode -1"),

@@ -22,9 +22,17 @@ class MoEAllGatherCombineMetadata:
 
 
 @dataclass(frozen=True)
+class MoEOverRanksCombineMetadata:
+    topk_weights: torch.Tensor
+    tokens: torch.Tensor
+    copies: torch.Tensor
+    most: int
+
+
+@dataclass(frozen=True)
 class MoETokenDispatchOutput:
     hidden_states: torch.Tensor
     group_list: torch.Tensor
     group_list_type: int
-    combine_metadata: MoEAllGatherCombineMetadata
+    combine_metadata: MoEAllGatherCombineMetadata | MoEOverRanksCombineMetadata
     dynamic_scale: torch.Tensor | None = None
