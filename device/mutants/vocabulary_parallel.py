@@ -62,7 +62,7 @@ def added_rows_behind_own_ids(inputs: VocabularyShard, target: Target) -> Output
 def end_of_a_part_included(inputs: VocabularyShard, target: Target) -> Outputs:
     """Look up the first id of the next rank as well."""
     part = part_of(inputs)
-    return embedded_by(inputs, replace(part, end=part.end + (part.end - part.start < part.padded + inputs.added)))
+    return embedded_by(inputs, replace(part, end=part.end + 1))
 
 
 @mutant(
