@@ -268,5 +268,5 @@ component = Component(
     ),
     profiles=of_models(_sizes),
     baselines=BASELINES["data_parallel_gather"],
-    example_ratio=0.5,
+    example_ratio=0.25,
 )  # fmt: skip

@@ -261,5 +261,5 @@ component = Component(
     ),
     profiles=of_models(_sizes),
     baselines=BASELINES["vocabulary_parallel"],
-    example_ratio=0.5,
+    example_ratio=0.25,
 )  # fmt: skip
