@@ -29,7 +29,7 @@ from npudiff.reference.data_parallel_gather import (
 RANKS = (1, 2, 3, 4, 6, 8)
 MOST_RANKS = 8
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
-COUNTS = (1, 0, 2, 3, 4, 5, 7, 8, 17, 33)
+COUNTS = (1, 2, 3, 4, 5, 7, 8, 17, 33)
 POISONS = ("stale", "large", "nan")
 """What padded rows hold: numbers as of any row, 4096, or NaN; of integers the largest one, for NaN."""
 LARGE = 4096.0
@@ -52,14 +52,16 @@ def _draw_counts(choose: Chooser, box: Box, case: DataParallelGatherCase) -> tup
     options = _options(case, box)
     assume(options)
     groups = choose.value(box, "groups", [*options[1:], *options[:1]])
-    most = choose.pick(COUNTS if choose.far != "tokens" else (*COUNTS, 130, 300, 1000))
-    drawn = [min(choose.pick(COUNTS), most) if choose.pick((False, True)) else most for _ in range(groups)]
-    assume(allows(box.get("ranks", RANKS), groups * case.attention_ranks))
-    return tuple(drawn) if sum(drawn) else (*drawn[:-1], 1)
+    assume(_fits(groups * case.attention_ranks, box))
+    longest = choose.value(box, "longest", COUNTS)
+    alike = choose.pick((False, False, True))
+    others = [longest if alike else min(choose.pick((*COUNTS, *[0] * 5)), longest) for _ in range(groups)]
+    others[choose.pick(range(groups))] = longest
+    return tuple(others)
 
 
 def _attention(case: DataParallelGatherCase) -> Sequence[int]:
-    return [ranks for ranks in (1, 2, 2, 3, 4, 8) if any(_fits(ranks * groups, case.box) for groups in range(1, 9))]
+    return [ranks for ranks in (1, 2, 1, 1, 2, 4, 3) if any(_fits(ranks * groups, case.box) for groups in range(1, 9))]
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ class DataParallelGatherCase(Case):
     seed: int = seed()
 
     drawn_first = ("attention_ranks", "counts", "mode")
-    outliers = ("tokens",)
+    outliers = ("longest",)
 
-    @derived("ranks of all groups", RANKS, region="several ranks")
+    @derived("ranks of all groups", RANKS)
     def ranks(self) -> int:
         """Ranks of all groups."""
         return len(self.counts) * self.attention_ranks
@@ -97,7 +99,12 @@ class DataParallelGatherCase(Case):
         """Data-parallel groups."""
         return len(self.counts)
 
-    @derived("tokens of all groups", range(1, 2**16))
+    @derived("tokens of the longest group", range(1, 2**14))
+    def longest(self) -> int:
+        """Tokens of the longest group."""
+        return max(self.counts)
+
+    @property
     def tokens(self) -> int:
         """Tokens of all groups."""
         return sum(self.counts)
@@ -128,6 +135,7 @@ class DataParallelGatherCase(Case):
         """See ``DeclaredCase``."""
         padded = any(count < length for count, length in zip(self.counts, self.lengths, strict=True))
         return {
+            "several ranks": self.ranks > 1,
             "several groups": self.groups > 1,
             "a group without tokens": 0 in self.counts,
             "unequal groups": len(set(self.counts)) > 1,
