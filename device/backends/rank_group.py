@@ -40,6 +40,9 @@ class RankGroup:
         """Do so for an operator that knows the group by its name."""
         self.all_reduce(rows)
 
+    def _all_reduce_out_place(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.all_reduce(rows.clone())
+
     def all_gather_into_tensor(self, output: torch.Tensor, rows: torch.Tensor) -> None:
         """Gather rows of all ranks, one after the other."""
         dist.all_gather_into_tensor(output, rows, group=self.device_group)
