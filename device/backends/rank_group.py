@@ -41,7 +41,10 @@ class RankGroup:
         self.all_reduce(rows)
 
     def _all_reduce_out_place(self, rows: torch.Tensor) -> torch.Tensor:
-        return self.all_reduce(rows.clone())
+        """Do so for an operator of vLLM, whose kernel is one of the CPU where vLLM does not know the device."""
+        on_host = rows.device.type == "cpu" and dist.get_backend(self.device_group) == "hccl"
+        total = rows.to(torch.device("npu", torch.accelerator.current_device_index())) if on_host else rows.clone()
+        return self.all_reduce(total).to(rows.device)
 
     def all_gather_into_tensor(self, output: torch.Tensor, rows: torch.Tensor) -> None:
         """Gather rows of all ranks, one after the other."""

@@ -19,7 +19,7 @@ from npudiff.device.ascend.vocabulary_parallel import (
 )
 from npudiff.device.backends.rank_group import RankGroup
 from npudiff.device.backends.vllm_ascend.rank_world import groups_of
-from npudiff.device.backends.vllm_ascend.world import ascend_configuration
+from npudiff.device.backends.vllm_ascend.world import ascend_configuration, parameter
 from npudiff.reference.vocabulary_parallel import VocabularyShard
 
 KNOWN_IDS = {"added": (0,)}
@@ -50,7 +50,7 @@ def _embedded(inputs: VocabularyShard, *, over_data_ranks: bool) -> Outputs:
             inputs.vocabulary + inputs.added, inputs.weight.shape[1], inputs.weight.dtype, inputs.vocabulary,
             inputs.multiple, prefix="model.embed_tokens",
         )  # fmt: skip
-        layer.weight.data = inputs.weight
+        layer.weight = parameter(inputs.weight)
         with torch.no_grad():
             return {"embedded": layer.forward(inputs.ids).detach().clone()}
 
