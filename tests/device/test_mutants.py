@@ -20,6 +20,7 @@ from npudiff.run.discovery import load_components
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.plan import Request as RunRequest
 from npudiff.run.plan import make_plan
+from npudiff.run.ranks import with_ranks
 
 pytestmark = pytest.mark.usefixtures("shrinks_to_its_end")
 
@@ -34,6 +35,10 @@ ONE_OF_EACH = [pytest.param(item, marks=() if _FIRST[item.component] is item els
 ORIGINALS = {(item.component, item.name): item for item in map(vars(ascend).get, ascend.__all__)}
 
 
+SIMULATOR = with_ranks(targets.sim(None), 60.0)
+"""Its ranks live on between cases."""
+
+
 def by_name(item):
     return item.name
 
@@ -43,14 +48,14 @@ def original(item):
 
 
 def run(item, drawn):
-    component, target = COMPONENTS[item.component], targets.sim(None)
-    with target.activate():
-        return Subject(component, item, target).run(component.inputs(drawn))
+    component = COMPONENTS[item.component]
+    with SIMULATOR.activate():
+        return Subject(component, item, SIMULATOR).run(component.inputs(drawn))
 
 
 def among_others(item, drawn, prop):
     """Call an implementation with a case between calls with others, or in a graph, and return the outcome."""
-    subject = Subject(COMPONENTS[item.component], item, targets.sim(None))
+    subject = Subject(COMPONENTS[item.component], item, SIMULATOR)
     return run_case(Job(subject, prop, item.constraints), drawn)
 
 

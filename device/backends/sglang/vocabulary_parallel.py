@@ -86,5 +86,5 @@ def processed(inputs: VocabularyShard, target: Target) -> Outputs:
         head = SimpleNamespace(weight=inputs.weight)
         metadata = SimpleNamespace(next_token_logits_buffer=None)
         states = padded_rows(inputs, inputs.states)
-        logits = processor._get_logits(states, head, metadata)  # type: ignore[arg-type]
+        logits = processor._get_logits(states, head, metadata)
     return with_most_likely(without_padding(inputs, logits).to(inputs.weight.dtype))
