@@ -39,6 +39,12 @@ SIMULATOR = with_ranks(targets.sim(None), 60.0)
 """Its ranks live on between cases."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ranks_end_with_the_tests():
+    yield
+    SIMULATOR.on_ranks.close()
+
+
 def by_name(item):
     return item.name
 
@@ -66,7 +72,10 @@ def found(name, seed, where=(), profile="dev", *, shrinks=True):
     assert plan.budget(job).examples == (
         100 if job.prop is EQUIVALENCE else 8 if job.subject.implementation.graph else 5
     )
-    return run_job(job, replace(plan.budget(job), shrink=shrinks))
+    try:
+        return run_job(job, replace(plan.budget(job), shrink=shrinks))
+    finally:
+        job.subject.target.on_ranks.close()
 
 
 def described(outcome):
