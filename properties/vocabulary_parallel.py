@@ -10,8 +10,9 @@ import torch
 
 from npudiff.draw.cases import Case, axis, seed
 from npudiff.draw.data import Stream
+from npudiff.judge.compare import same_bits
 from npudiff.judge.relations import Changed, Outputs, relation
-from npudiff.model.component import Component
+from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.model.ranks import Ranks
 from npudiff.properties._shared import rows
@@ -22,6 +23,7 @@ from npudiff.reference.vocabulary_parallel import (
     VocabularyParallelInputs,
     dense_table,
     even_counts,
+    ids_that_may_be_most_likely,
     padded,
     rank_part,
     rows_of_ranks,
@@ -237,6 +239,21 @@ def _tokens_in_reverse(
     return Changed(changed, lambda outputs: {name: output[moved] for name, output in outputs.items()})
 
 
+def _largest_of_own_ids(subject: Subject, case: VocabularyParallelCase) -> Comparison:
+    """Every token is one of those whose logits may be the largest, where several are near to each other."""
+    inputs = build_inputs(case)
+    outputs = subject.run(inputs)
+    if "tokens" not in outputs:
+        raise NotApplicable("it returns no tokens")
+    chosen = outputs["tokens"]
+    may_be = ids_that_may_be_most_likely(inputs).repeat(len(chosen) // case.tokens, 1)
+    inside = (chosen >= 0) & (chosen < may_be.shape[1])
+    place = chosen.clamp(0, may_be.shape[1] - 1).to(torch.int64).unsqueeze(1)
+    right = inside & may_be.gather(1, place).squeeze(1)
+    wanted = torch.where(right, chosen, may_be.to(torch.int8).argmax(dim=1).to(chosen.dtype))
+    return same_bits({"tokens": wanted}, {"tokens": chosen}, "the ids whose logits may be the largest")
+
+
 def _sizes(model: Model) -> Box:
     return {"tokens": FEW, "hidden": (model.hidden,), "dtype": ("bfloat16",)}
 
@@ -258,6 +275,8 @@ component = Component(
                  within={"filler": ("large", "nan")}, needs={"filler": ("zeros",)}),
         relation("tokens_do_not_mix", "the order of a rank's tokens does not matter", _tokens_in_reverse,
                  within={"tokens": range(2, 2**17 + 1)}),
+        Property("a_token_of_the_largest", "a token is one of those whose logits may be the largest",
+                 _largest_of_own_ids, example_ratio=0.3),
     ),
     profiles=of_models(_sizes),
     baselines=BASELINES["vocabulary_parallel"],

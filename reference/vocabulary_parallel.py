@@ -185,10 +185,22 @@ def _logits(states: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> Pr
     return result
 
 
+def ids_that_may_be_most_likely(inputs: VocabularyParallelInputs) -> torch.Tensor:
+    """Return which ids a correct device may have for the most likely one of each token, bool ``[tokens, ids]``."""
+    logits = _logits(inputs.states, dense_table(inputs), inputs.shards.dtype)
+    first, last = _most_likely(logits)
+    alone = torch.nn.functional.one_hot(first, logits.value.shape[1]).to(torch.bool)
+    return torch.where((first == last).unsqueeze(1), alone, _may_be_largest(logits))
+
+
+def _may_be_largest(logits: Product) -> torch.Tensor:
+    least = (logits.value - logits.independent).amax(dim=1, keepdim=True)
+    return logits.value + logits.independent >= least
+
+
 def _most_likely(logits: Product) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first and the last id that may have the largest logit, int64 ``[rows]`` each."""
-    least = (logits.value - logits.independent).amax(dim=1, keepdim=True)
-    may_be = logits.value + logits.independent >= least
+    may_be = _may_be_largest(logits)
     exact = ((logits.independent == 0) | ~may_be).all(dim=1)
     first = may_be.to(torch.int8).argmax(dim=1)
     last = logits.value.shape[1] - 1 - may_be.flip(1).to(torch.int8).argmax(dim=1)

@@ -11,6 +11,7 @@ from npudiff.reference.vocabulary_parallel import (
     VocabularyParallelInputs,
     dense_table,
     even_counts,
+    ids_that_may_be_most_likely,
     places_of_ids,
     rank_part,
     rows_of_ranks,
@@ -138,3 +139,12 @@ def test_integers_that_a_dtype_does_not_hold_are_rounded():
 def test_what_contradicts_itself_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         vocabulary_parallel(replace(given(), **changed))
+
+
+def test_ids_that_may_be_most_likely_are_a_set():
+    table = torch.tensor([[0.5], [1.25], [-8.0], [1.25 + 2.0**-21], [1.0]])
+    near = ids_that_may_be_most_likely(given(table, states=torch.full((4, 1), 1.1)))
+    assert near.tolist() == [[False, True, False, True, False]] * 4
+    whole = torch.tensor([[1.0], [2.0], [2.0], [-2.0], [2.0]])
+    ties = ids_that_may_be_most_likely(given(whole, states=torch.ones(4, 1)))
+    assert ties.tolist() == [[False, True, False, False, False]] * 4
