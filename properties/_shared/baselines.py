@@ -434,6 +434,21 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         },
         plain={**_CONTIGUOUS, "poison": ("stale",), "earlier": ("all",)},
     ),
+    "vocabulary_parallel": BaselineSpec(
+        fixed={"tokens": (1, 16), "vocabulary": (128, 1024), "hidden": (64,), "ranks": (1, 2, 4)},
+        sizes={
+            "tokens": range(1, 17), "vocabulary": range(64, 1025, 64), "hidden": (16, 32, 64), "ranks": (1, 2, 4, 8),
+        },
+        plain={
+            "added": (0,), "padding": (64,), "recipe": ("gaussian",), "filler": ("zeros",), "outside": (False,),
+            "division": ("even",),
+        },
+    ),
+    "data_parallel_gather": BaselineSpec(
+        fixed={"groups": (2,), "attention_ranks": (1, 2), "width": (64,), "mode": ("sum", "maximum")},
+        sizes={"groups": (1, 2, 4), "attention_ranks": (1, 2), "width": range(16, 65, 16)},
+        plain={"spare": (0,), "poison": ("stale",), "dtype": ("bfloat16",)},
+    ),
     "grouped_matmul": BaselineSpec(
         fixed={"rows_of_all": (16, 128), "inner": (128,), "columns": (128,), "experts": (4, 8)},
         sizes={

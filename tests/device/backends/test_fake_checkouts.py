@@ -81,7 +81,8 @@ ELSEWHERE = {
         for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "dynamic_quant",
             "swiglu_quant", "quant_matmul", "weight_quant_matmul", "sampling", "draft_tree",
-            "encoder_attention", "context_parallel",
+            "encoder_attention", "context_parallel", "vocabulary_parallel",
+            "data_parallel_gather",
         )
     ],
     "vllm_ascend": [
@@ -94,6 +95,7 @@ ELSEWHERE = {
             "cache_gather",
             "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul", "sampling", "draft_acceptance",
             "draft_step", "causal_conv", "gated_delta", "encoder_attention", "expert_parallel", "context_parallel",
+            "vocabulary_parallel", "data_parallel_gather",
         )),
         Run("rope_cache", examples=12),
         Run("sparse_attention", SMALL, examples=8),
@@ -159,6 +161,9 @@ BUGS_ON_NPU = {
 
 BUGS_ELSEWHERE = {
     "sglang": [
+        bug("vocabulary_parallel", "VocabParallelEmbedding", "added_behind_ids", "added=1..20"),
+        bug("vocabulary_parallel", "_tp_lm_head_all_to_all", "not_transposed", "tokens=5..40"),
+        bug("data_parallel_gather", "dp_gather_dp_scatter", "replicas_added_up", "ranks=4", "attention_ranks=2"),
         bug("rms_norm", "RMSNorm.forward_npu", "no_epsilon"),
         bug("rms_norm", "GemmaRMSNorm.forward_npu", "residual_unsummed"),
         bug("rotary", "RotaryEmbedding.forward_npu", "turned_back"),
@@ -182,6 +187,10 @@ BUGS_ELSEWHERE = {
         bug("draft_tree", "verify_tree_greedy_func_of_trees", "root_is_counted"),
     ],
     "vllm_ascend": [
+        bug("vocabulary_parallel", "AscendVocabParallelEmbedding", "end_included", "ranks=2,4"),
+        bug("vocabulary_parallel", "lmhead_all_to_all", "not_transposed", "tokens=5..40", "ranks=2,4"),
+        bug("vocabulary_parallel", "greedy_sample_reduced", "own_columns", "ranks=2,4"),
+        bug("data_parallel_gather", "maybe_all_gather_and_maybe_unpad", "padding_at_the_end", "groups=2..4"),
         bug("sliding_attention", "ChunkedPrefill", "window_off_by_one", *SMALL, "window=1..200"),
         bug("sliding_attention", "PrefillNoCache", "no_window_in_prompts", *SMALL, "window=1..200"),
         bug("sliding_attention", "SpecDecoding", "no_sinks", *SMALL, "sinks=True"),

@@ -20,7 +20,25 @@ def _apply_top_k_top_p_torch_npu(logits, k, p, top_k=None):
 _apply_top_k_top_p_pytorch = _apply_top_k_top_p_torch_npu
 
 
+get_tp_group = get_ascend_config = None
+
+
 class AscendSampler:
+    @staticmethod
+    def greedy_sample(logits):
+        """Find the most likely token of the columns of all ranks, each of which has its own."""
+        group = get_tp_group()
+        if not group.world_size > 1:
+            return logits.argmax(dim=-1)
+        columns = torch.tensor([[logits.shape[1]]], device=logits.device)
+        first = int(group.all_gather(columns, 0)[: group.rank_in_group].sum())
+        if told("own_columns"):
+            first = group.rank_in_group * logits.shape[1]
+        nothing = logits.new_full((len(logits), 1), -torch.inf)  # where a rank has no column at all
+        value, place = torch.cat([logits, nothing], dim=1).max(dim=1, keepdim=True)
+        values, ids = group.all_gather(value, 1), group.all_gather(place + first, 1)
+        return ids.gather(1, values.argmax(dim=1, keepdim=True)).squeeze(1)
+
     @staticmethod
     def apply_penalties(logits, sampling_metadata, output_token_ids):
         """Penalise by lists of tokens."""

@@ -1,0 +1,3 @@
+"""Groups of ranks, by name."""
+
+_groups = {}
