@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -49,6 +51,7 @@ class RankGroups:
         self._target, self._seconds = target, seconds
         self._groups: dict[int, _Group] = {}
         self._owner = os.getpid()
+        weakref.finalize(self, _end_all, self._groups, self._owner)
 
     def begin(self, subject: Subject, inputs: AnyInputs) -> Callable[[], Mapping[str, torch.Tensor]]:
         """Begin a call on all ranks, and return what waits for the outputs of all.
@@ -88,6 +91,7 @@ class RankGroups:
         """The group of so many ranks, with ranks that know the implementation."""
         if self._owner != os.getpid():  # a fork of who made them has ranks of its own
             self._groups, self._owner = {}, os.getpid()
+            weakref.finalize(self, _end_all, self._groups, self._owner)
         group = self._groups.pop(count, None)
         if group is not None and (group.calls or not group.knows(subject)):
             group.end()
@@ -103,6 +107,13 @@ class RankGroups:
         group = self._groups.pop(count, None)
         if group is not None:
             group.end()
+
+
+def _end_all(groups: dict[int, _Group], owner: int) -> None:
+    """End the ranks of somebody who is gone, in the process that made them."""
+    if owner == os.getpid():
+        while groups:
+            groups.popitem()[1].end()
 
 
 def _known(subject: Subject) -> list[Subject]:
@@ -159,8 +170,8 @@ class _Group:
     def __init__(self, count: int, subjects: Sequence[Subject], seconds: float) -> None:
         self._functions = [one.implementation.function for one in subjects]
         self._seconds = seconds
-        self._folder = tempfile.TemporaryDirectory(prefix="npudiff-ranks-")
-        meeting = str(Path(self._folder.name) / "meeting")
+        self._folder = Path(tempfile.mkdtemp(prefix="npudiff-ranks-"))
+        meeting = str(self._folder / "meeting")
         waits = max(seconds - _LATER, seconds / 2)
         lines = connected(count)
         self._ranks: list[_Rank] = []
@@ -261,4 +272,4 @@ class _Group:
             rank.begin_to_end()  # each takes milliseconds to go: all at once
         for rank in self._ranks:
             rank.kill()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)

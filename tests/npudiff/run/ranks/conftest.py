@@ -72,10 +72,10 @@ def ranked():
     """The component, and ``subject(function, seconds)``."""
     made = []
 
-    def subject(function=total, seconds=20.0, devices=None, target=None):
+    def subject(function=total, seconds=20.0, devices=None, target=None, kept=True):
         target = target or Target("here", "cpu", "0", contextlib.nullcontext, devices=devices)
         target = with_ranks(target, seconds)
-        made.append(target)
+        made.extend([target] if kept else [])
         return Subject(COMPONENT, Implementation("sums", "mine", function), target)
 
     def inputs(ranks, width=3):

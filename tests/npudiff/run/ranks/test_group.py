@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -184,3 +185,15 @@ def test_the_ranks_that_live_on_are_not_too_many(ranked, monkeypatch):
 def test_as_many_devices_are_needed_as_ranks(ranked):
     with pytest.raises(NotApplicable, match="2 ranks need as many devices, and 1 are here"):
         ranked.subject(devices=lambda: 1).run(ranked.inputs(2))
+
+
+def test_ranks_end_with_the_target_that_had_them(ranked):
+    def process(part, target):
+        dist.all_reduce(part.rows.clone())
+        return torch.full_like(part.rows, os.getpid())
+
+    subject = ranked.subject(process, kept=False)
+    ranks = [int(number) for number in subject.run(ranked.inputs(3))["total"][:, 0]]
+    del subject
+    gc.collect()
+    assert not [rank for rank in ranks if os.path.exists(f"/proc/{rank}")]  # noqa: PTH110
