@@ -160,6 +160,15 @@ def test_what_was_begun_and_never_waited_for_is_no_answer_to_anything_else(ranke
     assert subject.run(ranked.Rows(torch.full((2, 1), 4.0)))["total"].tolist() == [[8.0], [8.0]]
 
 
+def test_calls_in_which_nobody_communicates_do_not_fill_the_lines(ranked):
+    alone = ranked.subject(lambda part, target: part.rows.clone(), seconds=4.0)
+    inputs = ranked.inputs(2)
+    began = time.monotonic()
+    for _ in range(600):  # a line holds some 280 messages that nobody reads
+        alone.run(inputs)
+    assert time.monotonic() - began < 20
+
+
 def test_nothing_is_left_behind(ranked):
     def process(part, target):
         dist.all_reduce(part.rows.clone())
