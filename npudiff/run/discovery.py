@@ -19,9 +19,11 @@ from npudiff.model.backend import is_backend
 from npudiff.model.component import Component
 from npudiff.model.contract import Contract
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable
+from npudiff.model.job import TIMEOUT
 from npudiff.model.own import OwnProperty
 from npudiff.run.backends import from_backend
 from npudiff.run.defined import identity, implementations_in
+from npudiff.run.ranks import with_ranks
 from npudiff.run.user_modules import UserModule, import_named, is_file_name, is_importable
 
 COMPONENT_HOOKS: list[Callable[[Component], Component]] = []
@@ -186,7 +188,7 @@ def load_target(name: str, cann: str | None) -> Target:
         raise UsageError(str(error)) from None
     if not isinstance(target, Target):
         raise UsageError(f"entry point {name!r} of npudiff.targets did not return a Target")
-    return target
+    return with_ranks(target, TIMEOUT)
 
 
 class Launcher(Protocol):
