@@ -19,7 +19,14 @@ from npudiff.model.faults import Kind
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable
 from npudiff.model.instead import Instead
 from npudiff.model.job import Isolation, Job, Outcome, Verdict
-from npudiff.run.discovery import OtherComponent, each_once, load_component, load_target, select_implementations
+from npudiff.run.discovery import (
+    OtherComponent,
+    built_in_implementations,
+    each_once,
+    load_component,
+    load_target,
+    select_implementations,
+)
 from npudiff.run.engine import REPEATED, run_case, run_cases
 from npudiff.run.plan import Request, can_isolate, may_end_its_process, untrusted_provider
 from npudiff.run.ranks import with_ranks
@@ -223,7 +230,8 @@ def job_of_finding(finding: Finding, request: Request) -> tuple[Job, AnyCase]:
         If its implementation is not among those of the request, or not here, or the case is damaged.
     """
     component = load_component(finding.component)
-    where = with_ranks(load_target(request.target or finding.target, request.cann), request.timeout)
+    where = load_target(request.target or finding.target, request.cann)
+    where = with_ranks(where, request.timeout, built_in_implementations)
     given = [item for item in request.given if item.component == component.name]
     available = [*given, *_provided(component, request, where), *select_implementations([component], [])]
     chosen = [item for item in available if item.name == finding.implementation]

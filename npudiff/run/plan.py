@@ -24,6 +24,7 @@ from npudiff.run.backends import load_backend, room_of
 from npudiff.run.discovery import (
     Provide,
     add_own,
+    built_in_implementations,
     component_names,
     default_target,
     given_implementations,
@@ -305,7 +306,7 @@ def make_plan(request: Request, provide: Provide | None = None) -> Plan:
     run_preset(request.hypothesis_profile)
     added = [name for selector in request.own for name in add_own(selector)]
     components = load_components(request.components or tuple(dict.fromkeys(added)))
-    target = with_ranks(_target(request), request.timeout)
+    target = with_ranks(_target(request), request.timeout, built_in_implementations)
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
     mutants: list[Job] = []

@@ -51,6 +51,7 @@ def test_every_component_is_recorded_and_correct_chains_come_near_to_every_bound
 
 
 FAR = {
+    ("context_parallel", "lse"),
     ("encoder_attention", "lse"),
     ("kv_rmsnorm_rope_cache", "latent gain"),
     ("mla_preprocess", "query_nope"),
@@ -61,9 +62,10 @@ FAR = {
     ("rope_cache", "softmax_scale"),
     ("sliding_attention", "lse"),
 }
-"""Outputs of which the kept cases come to no fifth of the bound, but to 7 to 19 %.
+"""Outputs of which the kept cases come to no fifth of the bound, but to 7 to 19 %; of the first to 1 %.
 
-Gains are newer than the cases, and the last two have few elements; ``benchmarks.covering_cases`` chooses others."""
+Gains are newer than the cases, and log-sum-exps have few elements: of 560 drawn cases of context parallelism one comes
+to 17 %. ``benchmarks.covering_cases`` chooses others."""
 
 
 @pytest.mark.slow

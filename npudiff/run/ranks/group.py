@@ -18,7 +18,7 @@ import torch
 from npudiff.model.anything import AnyInputs
 from npudiff.model.component import ImplementationRaised, NotApplicable, Subject
 from npudiff.model.faults import Faulted, Kind, RemoteError
-from npudiff.model.implementation import Target
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.ranks import RankAnswer, put_together
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.process import WorkerProcess, await_any
@@ -45,10 +45,12 @@ class RankGroups:
         Where ranks run.
     seconds : float
         That a call may take.
+    installed : callable
+        As of ``with_ranks``.
     """
 
-    def __init__(self, target: Target, seconds: float) -> None:
-        self._target, self._seconds = target, seconds
+    def __init__(self, target: Target, seconds: float, installed: Callable[[], Sequence[Implementation]]) -> None:
+        self._target, self._seconds, self._installed = target, seconds, installed
         self._groups: dict[int, _Group] = {}
         self._owner = os.getpid()
         weakref.finalize(self, _end_all, self._groups, self._owner)
@@ -99,9 +101,14 @@ class RankGroups:
         if group is None:
             while self._groups and sum(self._groups) + count > MOST_RANKS:
                 self._forget(next(iter(self._groups)))  # what was not used for longest
-            group = _Group(count, _known(subject), self._seconds)
+            group = _Group(count, self._known(subject), self._seconds)
         self._groups[count] = group
         return group
+
+    def _known(self, subject: Subject) -> list[Subject]:
+        """The subject, and others of its component that are installed."""
+        others = [item for item in self._installed() if item.component == subject.component.name]
+        return [subject, *(Subject(subject.component, item, subject.target) for item in others)]
 
     def _forget(self, count: int) -> None:
         group = self._groups.pop(count, None)
@@ -114,14 +121,6 @@ def _end_all(groups: dict[int, _Group], owner: int) -> None:
     if owner == os.getpid():
         while groups:
             groups.popitem()[1].end()
-
-
-def _known(subject: Subject) -> list[Subject]:
-    """The subject, and those of all built-in implementations of its component: ranks know what is there before them."""
-    from npudiff.run.discovery import built_in_implementations  # noqa: PLC0415 - it has imported them already
-
-    others = [item for item in built_in_implementations() if item.component == subject.component.name]
-    return [subject, *(Subject(subject.component, item, subject.target) for item in others)]
 
 
 @dataclass(frozen=True)
