@@ -122,7 +122,7 @@ def npu(cann: str | None) -> Target:
         module.synchronize,
         capture=captured,
         collectives=HCCL,
-        devices=module.device_count,
+        devices=lambda: int(module.device_count()),
     )
 
 

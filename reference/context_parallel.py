@@ -68,22 +68,31 @@ class ContextParallelInputs:
 
 @dataclass(frozen=True)
 class ContextParallelPart:
-    """What one rank is given; see ``ContextParallelInputs`` for the shapes, which here have no axis of ranks."""
+    """What one rank is given."""
 
     stage: str
+    """One of ``STAGES``."""
     rank: int
     ranks: int
+    """The number of this rank, and how many there are."""
     query: torch.Tensor
-    """In a decode ``[tokens, heads / ranks, head_dim]``, in a prefill all heads."""
+    """``[tokens, heads / ranks, head_dim]`` in a decode, in a prefill all heads; bfloat16 or float16."""
     key: torch.Tensor
     value: torch.Tensor
+    """``[tokens, kv_heads, head_dim]``: those of all new tokens."""
     key_cache: torch.Tensor
     value_cache: torch.Tensor
+    """``[pages, page_size, kv_heads, head_dim]``: the pool of this rank, with its part of the history. What lies
+    elsewhere is seen if it is read."""
     block_table: torch.Tensor
+    """int32 ``[batch, width]``: the pages of each request in this pool, those for new tokens too."""
     query_lengths: tuple[int, ...]
     kv_lengths: tuple[int, ...]
+    """New tokens and total tokens of each request, over all ranks."""
     interleave: int
+    """Tokens that follow each other on one rank before the next one has its turn; divides the page size."""
     scale: float
+    """Factor of the scores."""
 
     @property
     def page_size(self) -> int:

@@ -46,7 +46,7 @@ class DataParallelGatherInputs:
 
 
 @dataclass(frozen=True)
-class DataParallelRank:
+class DataParallelPart:
     """What one rank has of it."""
 
     states: torch.Tensor
@@ -61,7 +61,7 @@ class DataParallelRank:
     replicated: bool
     """As of ``DataParallelGatherInputs``."""
 
-    def to(self, device: str | torch.device) -> DataParallelRank:
+    def to(self, device: str | torch.device) -> DataParallelPart:
         """Return the same on ``device``."""
         return moved_inputs(self, device, copies=())
 
@@ -74,10 +74,10 @@ def starts_of_ranks(inputs: DataParallelGatherInputs) -> list[int]:
     return starts
 
 
-def rank_part(inputs: DataParallelGatherInputs, rank: int) -> DataParallelRank:
+def rank_part(inputs: DataParallelGatherInputs, rank: int) -> DataParallelPart:
     """Return the inputs of one rank."""
     starts = starts_of_ranks(inputs)
-    return DataParallelRank(
+    return DataParallelPart(
         states=inputs.states[starts[rank] : starts[rank + 1]], factors=inputs.factors, rank=rank,
         counts=inputs.counts, lengths=inputs.lengths, attention_ranks=inputs.attention_ranks, mode=inputs.mode,
         replicated=inputs.replicated,

@@ -51,7 +51,7 @@ class VocabularyParallelInputs:
 
 
 @dataclass(frozen=True)
-class VocabularyShard:
+class VocabularyPart:
     """What one rank has of it."""
 
     weight: torch.Tensor
@@ -69,18 +69,18 @@ class VocabularyShard:
     returned: str
     """As of ``VocabularyParallelInputs``."""
 
-    def to(self, device: str | torch.device) -> VocabularyShard:
+    def to(self, device: str | torch.device) -> VocabularyPart:
         """Return the same on ``device``."""
         return moved_inputs(self, device, copies=())
 
 
-def rank_part(inputs: VocabularyParallelInputs, rank: int) -> VocabularyShard:
+def rank_part(inputs: VocabularyParallelInputs, rank: int) -> VocabularyPart:
     """Return the inputs of one rank."""
     rows = slice(None)
     if inputs.given == "chunks":
         first = sum(inputs.counts[:rank])
         rows = slice(first, first + inputs.counts[rank])
-    return VocabularyShard(
+    return VocabularyPart(
         weight=inputs.shards[rank], ids=inputs.ids[rows], states=inputs.states[rows], rank=rank,
         vocabulary=inputs.vocabulary, added=inputs.added, multiple=inputs.multiple, counts=inputs.counts,
         given=inputs.given, returned=inputs.returned,

@@ -10,17 +10,17 @@ import torch
 import torch.distributed as dist
 
 from npudiff import Target, implementation
-from npudiff.reference.data_parallel_gather import DataParallelRank
+from npudiff.reference.data_parallel_gather import DataParallelPart
 
 Outputs = dict[str, torch.Tensor]
 
 
-def group_of(inputs: DataParallelRank) -> int:
+def group_of(inputs: DataParallelPart) -> int:
     """Return the data-parallel group of this rank."""
     return inputs.rank // inputs.attention_ranks
 
 
-def place_of(inputs: DataParallelRank) -> int:
+def place_of(inputs: DataParallelPart) -> int:
     """Return which rank of its group this one is."""
     return inputs.rank % inputs.attention_ranks
 
@@ -32,26 +32,26 @@ def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
     return mine
 
 
-def attention_group(inputs: DataParallelRank) -> dist.ProcessGroup:
+def attention_group(inputs: DataParallelPart) -> dist.ProcessGroup:
     """Return the communicator of the ranks of a group."""
     size = inputs.attention_ranks
     groups = [[group * size + place for place in range(size)] for group in range(len(inputs.counts))]
     return _own_group(groups, inputs.rank)
 
 
-def data_group(inputs: DataParallelRank) -> dist.ProcessGroup:
+def data_group(inputs: DataParallelPart) -> dist.ProcessGroup:
     """Return the communicator of the ranks that have the same place in their groups."""
     size = inputs.attention_ranks
     groups = [[group * size + place for group in range(len(inputs.counts))] for place in range(size)]
     return _own_group(groups, inputs.rank)
 
 
-def own_part(inputs: DataParallelRank, rows: torch.Tensor) -> torch.Tensor:
+def own_part(inputs: DataParallelPart, rows: torch.Tensor) -> torch.Tensor:
     """Return this rank's part of the layer."""
     return rows * inputs.factors[inputs.rank]
 
 
-def real_rows(inputs: DataParallelRank, count: int | None = None) -> torch.Tensor:
+def real_rows(inputs: DataParallelPart, count: int | None = None) -> torch.Tensor:
     """Return how many rows of this rank are no padding, int32 ``[1]``."""
     count = inputs.counts[group_of(inputs)] if count is None else count
     if inputs.mode == "chunks":
@@ -60,12 +60,12 @@ def real_rows(inputs: DataParallelRank, count: int | None = None) -> torch.Tenso
     return torch.tensor([count], dtype=torch.int32)
 
 
-def outputs_of(inputs: DataParallelRank, output: torch.Tensor) -> Outputs:
+def outputs_of(inputs: DataParallelPart, output: torch.Tensor) -> Outputs:
     """Return the outputs of the component."""
     return {"output": output, "real": real_rows(inputs).to(output.device)}
 
 
-def gathered_by_sum(inputs: DataParallelRank, *, writes: bool) -> torch.Tensor:
+def gathered_by_sum(inputs: DataParallelPart, *, writes: bool) -> torch.Tensor:
     """Return the tokens of all groups: a buffer of zeros, into which each rank writes its slice, all-reduced."""
     group = group_of(inputs)
     start, count = sum(inputs.counts[:group]), inputs.counts[group]
@@ -76,7 +76,7 @@ def gathered_by_sum(inputs: DataParallelRank, *, writes: bool) -> torch.Tensor:
     return every
 
 
-def scattered(inputs: DataParallelRank, every: torch.Tensor) -> torch.Tensor:
+def scattered(inputs: DataParallelPart, every: torch.Tensor) -> torch.Tensor:
     """Return the own slice of a buffer of all tokens, with zeros behind it."""
     group = group_of(inputs)
     start, count = sum(inputs.counts[:group]), inputs.counts[group]
@@ -86,7 +86,7 @@ def scattered(inputs: DataParallelRank, every: torch.Tensor) -> torch.Tensor:
 
 
 @implementation("data_parallel_gather", supports={"mode": ("sum",)}, on_device=True)
-def gather_by_all_reduce(inputs: DataParallelRank, target: Target) -> Outputs:
+def gather_by_all_reduce(inputs: DataParallelPart, target: Target) -> Outputs:
     """Sglang's SUM_LEN: of ranks that have the same rows, the first of each group writes them."""
     every = gathered_by_sum(inputs, writes=not inputs.replicated or place_of(inputs) == 0)
     result = own_part(inputs, every)
@@ -94,7 +94,7 @@ def gather_by_all_reduce(inputs: DataParallelRank, target: Target) -> Outputs:
     return outputs_of(inputs, scattered(inputs, result))
 
 
-def in_slices(inputs: DataParallelRank, rows: torch.Tensor, *, leader: bool) -> torch.Tensor:
+def in_slices(inputs: DataParallelPart, rows: torch.Tensor, *, leader: bool) -> torch.Tensor:
     """Return this rank's slice of its group's rows: the sum over the group, of the first rank's or of all."""
     if inputs.attention_ranks == 1:
         return rows
@@ -106,7 +106,7 @@ def in_slices(inputs: DataParallelRank, rows: torch.Tensor, *, leader: bool) -> 
     return slices
 
 
-def whole_of_group(inputs: DataParallelRank, slices: torch.Tensor) -> torch.Tensor:
+def whole_of_group(inputs: DataParallelPart, slices: torch.Tensor) -> torch.Tensor:
     """Return the rows of the group, of which each rank has a slice."""
     if inputs.attention_ranks == 1:
         return slices
@@ -116,7 +116,7 @@ def whole_of_group(inputs: DataParallelRank, slices: torch.Tensor) -> torch.Tens
 
 
 @implementation("data_parallel_gather", supports={"mode": ("maximum",)}, on_device=True)
-def gather_by_all_gather(inputs: DataParallelRank, target: Target) -> Outputs:
+def gather_by_all_gather(inputs: DataParallelPart, target: Target) -> Outputs:
     """Sglang's MAX_LEN: reduce-scatter in the group, all-gather of all ranks, and the same back."""
     slices = in_slices(inputs, inputs.states, leader=inputs.replicated)
     every = slices.new_empty(len(slices) * dist.get_world_size(), slices.shape[1])
@@ -128,7 +128,7 @@ def gather_by_all_gather(inputs: DataParallelRank, target: Target) -> Outputs:
 
 
 @implementation("data_parallel_gather", supports={"mode": ("maximum",)}, on_device=True)
-def scatter_by_all_reduce(inputs: DataParallelRank, target: Target) -> Outputs:
+def scatter_by_all_reduce(inputs: DataParallelPart, target: Target) -> Outputs:
     """Sglang's MAX_LEN as gather, with an all-reduce of the whole result: the own rows begin at a multiple."""
     slices = in_slices(inputs, inputs.states, leader=inputs.replicated)
     every = slices.new_empty(len(slices) * dist.get_world_size(), slices.shape[1])
@@ -140,12 +140,12 @@ def scatter_by_all_reduce(inputs: DataParallelRank, target: Target) -> Outputs:
 
 
 @implementation("data_parallel_gather", supports={"mode": ("chunks",)}, on_device=True)
-def chunks_of_the_group(inputs: DataParallelRank, target: Target) -> Outputs:
+def chunks_of_the_group(inputs: DataParallelPart, target: Target) -> Outputs:
     """Each rank computes its chunk of its group's rows; those that are padding stay 0."""
     return by_chunks(inputs, int(real_rows(inputs)))
 
 
-def by_chunks(inputs: DataParallelRank, real: int) -> Outputs:
+def by_chunks(inputs: DataParallelPart, real: int) -> Outputs:
     """Compute as many rows of the own chunk as are said to be real."""
     chunk = len(inputs.states) // inputs.attention_ranks
     first = place_of(inputs) * chunk
@@ -163,7 +163,7 @@ def padded_to(rows: torch.Tensor, count: int) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (0, 0, 0, count - len(rows)))
 
 
-def summed_in_group(inputs: DataParallelRank, rows: torch.Tensor) -> torch.Tensor:
+def summed_in_group(inputs: DataParallelPart, rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of a group, which add up where they are not the same already."""
     own = rows.clone()
     if not inputs.replicated:
@@ -172,7 +172,7 @@ def summed_in_group(inputs: DataParallelRank, rows: torch.Tensor) -> torch.Tenso
 
 
 @implementation("data_parallel_gather", supports={"mode": ("maximum", "sum")}, on_device=True)
-def padded_over_data_ranks(inputs: DataParallelRank, target: Target) -> Outputs:
+def padded_over_data_ranks(inputs: DataParallelPart, target: Target) -> Outputs:
     """vllm-ascend: padded to the longest, all-gather and reduce-scatter of data-parallel ranks, cut, all-reduce."""
     count, most = inputs.counts[group_of(inputs)], max(inputs.counts)
     own = padded_to(summed_in_group(inputs, inputs.states[:count]), most)
@@ -187,14 +187,14 @@ def padded_over_data_ranks(inputs: DataParallelRank, target: Target) -> Outputs:
     return outputs_of(inputs, padded_to(result, len(inputs.states)))
 
 
-def unpadded(inputs: DataParallelRank, every: torch.Tensor) -> torch.Tensor:
+def unpadded(inputs: DataParallelPart, every: torch.Tensor) -> torch.Tensor:
     """Return tokens of groups that are padded to one length, one after the other."""
     blocks = every.view(len(inputs.counts), -1, every.shape[1])
     return torch.cat([block[:count] for block, count in zip(blocks, inputs.counts, strict=True)])
 
 
 @implementation("data_parallel_gather", supports={"mode": ("maximum", "sum")}, on_device=True)
-def unpadded_over_expert_ranks(inputs: DataParallelRank, target: Target) -> Outputs:
+def unpadded_over_expert_ranks(inputs: DataParallelPart, target: Target) -> Outputs:
     """vllm-ascend with sequence parallelism: slices of all ranks gathered, unpadded, padded again, reduce-scattered."""
     count, most = inputs.counts[group_of(inputs)], max(inputs.counts)
     length = -(-most // inputs.attention_ranks) * inputs.attention_ranks

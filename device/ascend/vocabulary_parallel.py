@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from npudiff import Target, implementation
-from npudiff.reference.vocabulary_parallel import VocabularyShard
+from npudiff.reference.vocabulary_parallel import VocabularyPart
 
 Outputs = dict[str, torch.Tensor]
 
@@ -31,7 +31,7 @@ class Part:
     """Rows of the added part, padding included."""
 
 
-def part_of(inputs: VocabularyShard, rank: int | None = None, multiple: int | None = None) -> Part:
+def part_of(inputs: VocabularyPart, rank: int | None = None, multiple: int | None = None) -> Part:
     """Return which ids a rank has, or this one."""
     rank = inputs.rank if rank is None else rank
     multiple = inputs.multiple if multiple is None else multiple
@@ -46,7 +46,7 @@ def part_of(inputs: VocabularyShard, rank: int | None = None, multiple: int | No
     )  # fmt: skip
 
 
-def gathered_rows(inputs: VocabularyShard, rows: torch.Tensor, ranks: int) -> torch.Tensor:
+def gathered_rows(inputs: VocabularyPart, rows: torch.Tensor, ranks: int) -> torch.Tensor:
     """Return the tokens of all ranks, each padded to the most that a rank has, ``[ranks * most, ...]``."""
     most = max(inputs.counts)
     own = rows.new_zeros(most, *rows.shape[1:])
@@ -56,7 +56,7 @@ def gathered_rows(inputs: VocabularyShard, rows: torch.Tensor, ranks: int) -> to
     return every
 
 
-def padded_rows(inputs: VocabularyShard, rows: torch.Tensor) -> torch.Tensor:
+def padded_rows(inputs: VocabularyPart, rows: torch.Tensor) -> torch.Tensor:
     """Return rows in the places that they have for collectives: those of ranks, each padded to the same number."""
     ranks = dist.get_world_size()
     if inputs.given == "chunks":
@@ -68,7 +68,7 @@ def padded_rows(inputs: VocabularyShard, rows: torch.Tensor) -> torch.Tensor:
     return padded
 
 
-def without_padding(inputs: VocabularyShard, rows: torch.Tensor) -> torch.Tensor:
+def without_padding(inputs: VocabularyPart, rows: torch.Tensor) -> torch.Tensor:
     """Return rows of all tokens without what ranks were padded by."""
     if inputs.given == "whole":
         return rows
@@ -85,14 +85,14 @@ def masked_ids(ids: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tenso
     return mine * (ids - offset), ~mine
 
 
-def local_embedding(inputs: VocabularyShard, ids: torch.Tensor, part: Part) -> torch.Tensor:
+def local_embedding(inputs: VocabularyPart, ids: torch.Tensor, part: Part) -> torch.Tensor:
     """Return rows of the own table, and zeros for ids of others."""
     places, others = masked_ids(ids, part)
     rows = torch.nn.functional.embedding(places.long(), inputs.weight)
     return rows.masked_fill_(others.unsqueeze(-1), 0)
 
 
-def reduced(inputs: VocabularyShard, rows: torch.Tensor) -> torch.Tensor:
+def reduced(inputs: VocabularyPart, rows: torch.Tensor) -> torch.Tensor:
     """Add up the rows of all ranks, and return those that this one is asked for."""
     if inputs.returned == "whole":
         dist.all_reduce(rows)
@@ -103,7 +103,7 @@ def reduced(inputs: VocabularyShard, rows: torch.Tensor) -> torch.Tensor:
 
 
 @implementation("vocabulary_parallel", on_device=True)
-def masked_embedding(inputs: VocabularyShard, target: Target) -> Outputs:
+def masked_embedding(inputs: VocabularyPart, target: Target) -> Outputs:
     """Masked lookup, then all-reduce, or reduce-scatter under sequence parallelism."""
     ids = padded_rows(inputs, inputs.ids)
     return {"embedded": reduced(inputs, local_embedding(inputs, ids, part_of(inputs)))}
@@ -116,11 +116,11 @@ CAPACITY = 16
 @implementation(
     "vocabulary_parallel", supports={"given": ("chunks",), "returned": ("chunks",)}, on_device=True, stateful=True
 )
-def embedding_of_static_buffers() -> Callable[[VocabularyShard, Target], Outputs]:
+def embedding_of_static_buffers() -> Callable[[VocabularyPart, Target], Outputs]:
     """Embedding that is parallel over data-parallel ranks: ids and rows go through buffers that stay where they are."""
     buffers: dict[object, tuple[torch.Tensor, ...]] = {}
 
-    def looked_up(inputs: VocabularyShard, target: Target) -> Outputs:
+    def looked_up(inputs: VocabularyPart, target: Target) -> Outputs:
         ranks, hidden = dist.get_world_size(), inputs.weight.shape[1]
         capacity = -(-max(*inputs.counts, 1) // CAPACITY) * CAPACITY
         key = (ranks, capacity, hidden, inputs.ids.dtype, inputs.weight.dtype)
@@ -141,12 +141,12 @@ def embedding_of_static_buffers() -> Callable[[VocabularyShard, Target], Outputs
     return looked_up
 
 
-def local_logits(inputs: VocabularyShard) -> torch.Tensor:
+def local_logits(inputs: VocabularyPart) -> torch.Tensor:
     """Return logits of all tokens for the own rows, padding included."""
     return torch.nn.functional.linear(padded_rows(inputs, inputs.states), inputs.weight)
 
 
-def columns_in_order(inputs: VocabularyShard, logits: torch.Tensor) -> torch.Tensor:
+def columns_in_order(inputs: VocabularyPart, logits: torch.Tensor) -> torch.Tensor:
     """Return columns of the ranks one after the other in the order of ids: without padding, added ones last."""
     own, ranks = logits.shape[1] // dist.get_world_size(), range(dist.get_world_size())
     parts = [part_of(inputs, rank) for rank in ranks]
@@ -158,7 +158,7 @@ def columns_in_order(inputs: VocabularyShard, logits: torch.Tensor) -> torch.Ten
     return logits[:, torch.cat([*known, *added]).to(logits.device)]
 
 
-def of_all_columns(inputs: VocabularyShard, logits: torch.Tensor) -> torch.Tensor:
+def of_all_columns(inputs: VocabularyPart, logits: torch.Tensor) -> torch.Tensor:
     """Cut padding: a slice where nothing was added, as backends do it."""
     return columns_in_order(inputs, logits) if inputs.added else logits[:, : inputs.vocabulary].contiguous()
 
@@ -186,19 +186,19 @@ def with_most_likely(logits: torch.Tensor) -> Outputs:
 
 
 @implementation("vocabulary_parallel", supports={"returned": ("whole",)}, on_device=True)
-def gathered_logits(inputs: VocabularyShard, target: Target) -> Outputs:
+def gathered_logits(inputs: VocabularyPart, target: Target) -> Outputs:
     """Own product, all-gather along the columns, cut, arg-max."""
     return with_most_likely(without_padding(inputs, of_all_columns(inputs, side_by_side(local_logits(inputs)))))
 
 
 @implementation("vocabulary_parallel", supports={"returned": ("chunks",)}, on_device=True)
-def exchanged_logits(inputs: VocabularyShard, target: Target) -> Outputs:
+def exchanged_logits(inputs: VocabularyPart, target: Target) -> Outputs:
     """Own product of all tokens, all-to-all, cut, arg-max of the own tokens."""
     logits = of_all_columns(inputs, exchanged(local_logits(inputs)))
     return with_most_likely(logits[: inputs.counts[inputs.rank]])
 
 
-def own_maximum(inputs: VocabularyShard, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def own_maximum(inputs: VocabularyPart, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest logit of the own ids, and the first id that has it; -inf and 0 where there is no id."""
     part = part_of(inputs)
     mine = torch.cat([
@@ -218,14 +218,14 @@ def largest_of_ranks(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 @implementation("vocabulary_parallel", on_device=True)
-def reduced_arg_max(inputs: VocabularyShard, target: Target) -> Outputs:
+def reduced_arg_max(inputs: VocabularyPart, target: Target) -> Outputs:
     """Each rank's largest logit and its id are gathered, in place of all logits."""
     value, ids = own_maximum(inputs, local_logits(inputs))
     tokens = largest_of_ranks(side_by_side(value.unsqueeze(1)), side_by_side(ids.unsqueeze(1)))
     return {"tokens": own_rows(inputs, tokens)}
 
 
-def own_rows(inputs: VocabularyShard, rows: torch.Tensor) -> torch.Tensor:
+def own_rows(inputs: VocabularyPart, rows: torch.Tensor) -> torch.Tensor:
     """Return what a rank is asked for of rows of all tokens, which every rank has."""
     if inputs.returned == "whole":
         return without_padding(inputs, rows)
@@ -234,7 +234,7 @@ def own_rows(inputs: VocabularyShard, rows: torch.Tensor) -> torch.Tensor:
 
 
 @implementation("vocabulary_parallel", on_device=True)
-def replicated_table(inputs: VocabularyShard, target: Target) -> Outputs:
+def replicated_table(inputs: VocabularyPart, target: Target) -> Outputs:
     """Every rank gathers the whole table, and computes its tokens by itself."""
     ranks, (own, hidden) = dist.get_world_size(), inputs.weight.shape
     every = inputs.weight.new_empty(ranks * own, hidden)

@@ -30,19 +30,19 @@ from npudiff.device.ascend.data_parallel_gather import (
     unpadded_over_expert_ranks,
     whole_of_group,
 )
-from npudiff.reference.data_parallel_gather import DataParallelRank
+from npudiff.reference.data_parallel_gather import DataParallelPart
 
 _GROUPS = {"groups": range(2, 9)}
 _WIDE_GROUPS = {"attention_ranks": (2, 3, 4, 6, 8)}
 _SPARE = {"spare": range(1, 2**10)}
 
 
-def writes(inputs: DataParallelRank) -> bool:
+def writes(inputs: DataParallelPart) -> bool:
     """Return whether this rank has something to write that no other one of its group writes."""
     return not inputs.replicated or place_of(inputs) == 0
 
 
-def layer_of_all(inputs: DataParallelRank, every: torch.Tensor) -> torch.Tensor:
+def layer_of_all(inputs: DataParallelPart, every: torch.Tensor) -> torch.Tensor:
     """Return what the layer makes of rows that all ranks have."""
     result = own_part(inputs, every)
     dist.all_reduce(result)
@@ -54,7 +54,7 @@ def layer_of_all(inputs: DataParallelRank, every: torch.Tensor) -> torch.Tensor:
     "sgl-project/sglang/pull/31700: rows that all ranks of a group have are added up, as if each had a part of them",
     supports={**_WIDE_GROUPS, "replicated": (True,)},
 )
-def replicated_rows_added_up(inputs: DataParallelRank, target: Target) -> Outputs:
+def replicated_rows_added_up(inputs: DataParallelPart, target: Target) -> Outputs:
     """Let every rank of a group write."""
     every = gathered_by_sum(inputs, writes=True)
     return outputs_of(inputs, scattered(inputs, layer_of_all(inputs, every)))
@@ -65,7 +65,7 @@ def replicated_rows_added_up(inputs: DataParallelRank, target: Target) -> Output
     "sgl-project/sglang/pull/31700: rows that all ranks of a group have are added up, as if each had a part of them",
     supports={**_WIDE_GROUPS, "replicated": (True,)},
 )
-def replicated_slices_added_up(inputs: DataParallelRank, target: Target) -> Outputs:
+def replicated_slices_added_up(inputs: DataParallelPart, target: Target) -> Outputs:
     """Reduce-scatter the rows of all ranks of a group."""
     return gather_by_all_gather(replace(inputs, replicated=False), target)
 
@@ -75,7 +75,7 @@ def replicated_slices_added_up(inputs: DataParallelRank, target: Target) -> Outp
     "sgl-project/sglang/pull/31700: what the caller has is zeroed on all ranks of a group but the first",
     supports={**_WIDE_GROUPS, "replicated": (True,)},
 )
-def rows_of_the_caller_zeroed(inputs: DataParallelRank, target: Target) -> Outputs:
+def rows_of_the_caller_zeroed(inputs: DataParallelPart, target: Target) -> Outputs:
     """Zero the given rows in place of a copy."""
     outputs = gather_by_all_gather(inputs, target)
     if place_of(inputs):
@@ -88,7 +88,7 @@ def rows_of_the_caller_zeroed(inputs: DataParallelRank, target: Target) -> Outpu
     "sglang srt/layers/dp_attention.py 667: the gathered buffer is zeroed, since every rank writes a slice of it alone",
     supports=_GROUPS,
 )
-def buffer_of_the_batch_before(inputs: DataParallelRank, target: Target) -> Outputs:
+def buffer_of_the_batch_before(inputs: DataParallelPart, target: Target) -> Outputs:
     """Leave what memory holds where others write."""
     group, every = group_of(inputs), inputs.states.new_ones(sum(inputs.counts), inputs.states.shape[1])
     start, count = sum(inputs.counts[:group]), inputs.counts[group]
@@ -103,7 +103,7 @@ def buffer_of_the_batch_before(inputs: DataParallelRank, target: Target) -> Outp
     "sglang srt/layers/dp_attention.py 663: as many rows are written as there are tokens, whatever a graph pads",
     supports={**_GROUPS, **_SPARE},
 )
-def padding_written_over_others(inputs: DataParallelRank, target: Target) -> Outputs:
+def padding_written_over_others(inputs: DataParallelPart, target: Target) -> Outputs:
     """Write all rows of the own buffer, as far as the gathered one goes."""
     start = sum(inputs.counts[: group_of(inputs)])
     every = inputs.states.new_zeros(sum(inputs.counts), inputs.states.shape[1])
@@ -119,7 +119,7 @@ def padding_written_over_others(inputs: DataParallelRank, target: Target) -> Out
     "sgl-project/sglang/pull/12052: where a rank's rows begin is counted by numbers of another buffer",
     supports=_GROUPS,
 )
-def starts_of_padded_groups(inputs: DataParallelRank, target: Target) -> Outputs:
+def starts_of_padded_groups(inputs: DataParallelPart, target: Target) -> Outputs:
     """Read back from where rows would be if all groups were padded to the longest."""
     every = layer_of_all(inputs, gathered_by_sum(inputs, writes=writes(inputs)))
     start, count = group_of(inputs) * max(inputs.counts), inputs.counts[group_of(inputs)]
@@ -134,7 +134,7 @@ def starts_of_padded_groups(inputs: DataParallelRank, target: Target) -> Outputs
     "sgl-project/sglang/pull/28487: rows behind a group's tokens are what memory holds",
     supports=_SPARE,
 )
-def padding_not_zeroed(inputs: DataParallelRank, target: Target) -> Outputs:
+def padding_not_zeroed(inputs: DataParallelPart, target: Target) -> Outputs:
     """Copy the own rows into a buffer that nobody zeroed."""
     every = layer_of_all(inputs, gathered_by_sum(inputs, writes=writes(inputs)))
     own, count = inputs.states.clone(), inputs.counts[group_of(inputs)]
@@ -147,7 +147,7 @@ def padding_not_zeroed(inputs: DataParallelRank, target: Target) -> Outputs:
     "sgl-project/sglang/pull/10414: rows of a buffer that is padded to the longest group begin at its multiples",
     supports=_GROUPS,
 )
-def starts_of_unpadded_groups(inputs: DataParallelRank, target: Target) -> Outputs:
+def starts_of_unpadded_groups(inputs: DataParallelPart, target: Target) -> Outputs:
     """Read back from where rows would be without padding."""
     slices = in_slices(inputs, inputs.states, leader=inputs.replicated)
     every = slices.new_empty(len(slices) * dist.get_world_size(), slices.shape[1])
@@ -161,7 +161,7 @@ def starts_of_unpadded_groups(inputs: DataParallelRank, target: Target) -> Outpu
     "sgl-project/sglang/pull/28216: of what is gathered as a list, the first tensor is taken",
     supports={**_GROUPS, "attention_ranks": (1,)},
 )
-def first_rank_of_a_list(inputs: DataParallelRank, target: Target) -> Outputs:
+def first_rank_of_a_list(inputs: DataParallelPart, target: Target) -> Outputs:
     """Take the first group's rows for those of all."""
     parts = [torch.empty_like(inputs.states) for _ in inputs.counts]
     dist.all_gather(parts, inputs.states)
@@ -176,7 +176,7 @@ def first_rank_of_a_list(inputs: DataParallelRank, target: Target) -> Outputs:
     "sgl-project/sglang/pull/9107: real rows of the whole group, where those of the rank's chunk belong",
     supports=_WIDE_GROUPS,
 )
-def real_rows_of_the_group(inputs: DataParallelRank, target: Target) -> Outputs:
+def real_rows_of_the_group(inputs: DataParallelPart, target: Target) -> Outputs:
     """Leave out where a chunk begins."""
     count, chunk = inputs.counts[group_of(inputs)], len(inputs.states) // inputs.attention_ranks
     real = min(count, chunk)
@@ -188,7 +188,7 @@ def real_rows_of_the_group(inputs: DataParallelRank, target: Target) -> Outputs:
     "sglang srt/model_executor/forward_batch_info.py 374: chunks are of the padded length, not of the real one",
     supports=_WIDE_GROUPS,
 )
-def chunks_of_real_rows(inputs: DataParallelRank, target: Target) -> Outputs:
+def chunks_of_real_rows(inputs: DataParallelPart, target: Target) -> Outputs:
     """Divide real rows by ranks."""
     count = inputs.counts[group_of(inputs)]
     chunk = -(-count // inputs.attention_ranks)
@@ -201,7 +201,7 @@ def chunks_of_real_rows(inputs: DataParallelRank, target: Target) -> Outputs:
     "vllm-project/vllm-ascend/pull/1636: the longest group is looked for in what one rank knows, its own padding added",
     supports=_GROUPS,
 )
-def longest_of_the_own_group(inputs: DataParallelRank, target: Target) -> Outputs:
+def longest_of_the_own_group(inputs: DataParallelPart, target: Target) -> Outputs:
     """Pad to the own length."""
     count = inputs.counts[group_of(inputs)]
     own = summed_in_group(inputs, inputs.states[:count])
@@ -217,7 +217,7 @@ def longest_of_the_own_group(inputs: DataParallelRank, target: Target) -> Output
     "vllm-project/vllm-ascend/pull/9483: what data-parallel ranks have added up is not added up over their groups",
     supports=_WIDE_GROUPS,
 )
-def sum_over_data_ranks_alone(inputs: DataParallelRank, target: Target) -> Outputs:
+def sum_over_data_ranks_alone(inputs: DataParallelPart, target: Target) -> Outputs:
     """Leave the last all-reduce out."""
     count, most = inputs.counts[group_of(inputs)], max(inputs.counts)
     own = padded_to(summed_in_group(inputs, inputs.states[:count]), most)
@@ -234,7 +234,7 @@ def sum_over_data_ranks_alone(inputs: DataParallelRank, target: Target) -> Outpu
     "vllm-project/vllm-ascend/issues/6710: what is reduced already is reduced again",
     supports=_WIDE_GROUPS,
 )
-def added_up_again_in_the_group(inputs: DataParallelRank, target: Target) -> Outputs:
+def added_up_again_in_the_group(inputs: DataParallelPart, target: Target) -> Outputs:
     """All-reduce over the group what reduce-scatter has added up."""
     outputs = dict(unpadded_over_expert_ranks(inputs, target))
     dist.all_reduce(outputs["output"], group=attention_group(inputs))
@@ -246,7 +246,7 @@ def added_up_again_in_the_group(inputs: DataParallelRank, target: Target) -> Out
     "vllm-project/vllm/pull/43737: what is gathered is padded for each rank, and not behind all of them",
     supports=_GROUPS,
 )
-def padding_behind_all_groups(inputs: DataParallelRank, target: Target) -> Outputs:
+def padding_behind_all_groups(inputs: DataParallelPart, target: Target) -> Outputs:
     """Cut the padding of all groups behind the last one."""
     count, most = inputs.counts[group_of(inputs)], max(inputs.counts)
     length = -(-most // inputs.attention_ranks) * inputs.attention_ranks

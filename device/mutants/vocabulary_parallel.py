@@ -31,13 +31,13 @@ from npudiff.device.ascend.vocabulary_parallel import (
     with_most_likely,
     without_padding,
 )
-from npudiff.reference.vocabulary_parallel import VocabularyShard
+from npudiff.reference.vocabulary_parallel import VocabularyPart
 
 _SEVERAL = {"ranks": (2, 3, 4, 8)}
 _ADDED = {"added": range(1, 2**12)}
 
 
-def embedded_by(inputs: VocabularyShard, part: Part) -> Outputs:
+def embedded_by(inputs: VocabularyPart, part: Part) -> Outputs:
     """Look up ids as if the rank had another part."""
     ids = padded_rows(inputs, inputs.ids)
     return {"embedded": reduced(inputs, local_embedding(inputs, ids, part))}
@@ -48,7 +48,7 @@ def embedded_by(inputs: VocabularyShard, part: Part) -> Outputs:
     "vllm-project/vllm/pull/20843: padding is not counted where added rows begin",
     supports=_ADDED,
 )
-def added_rows_behind_own_ids(inputs: VocabularyShard, target: Target) -> Outputs:
+def added_rows_behind_own_ids(inputs: VocabularyPart, target: Target) -> Outputs:
     """Take the row behind the last id of the rank's part for the first added one."""
     part = part_of(inputs)
     return embedded_by(inputs, replace(part, padded=part.end - part.start))
@@ -59,7 +59,7 @@ def added_rows_behind_own_ids(inputs: VocabularyShard, target: Target) -> Output
     "sglang srt/layers/vocab_parallel_embedding.py 138: the end of a part is no id of it",
     supports=_SEVERAL,
 )
-def end_of_a_part_included(inputs: VocabularyShard, target: Target) -> Outputs:
+def end_of_a_part_included(inputs: VocabularyPart, target: Target) -> Outputs:
     """Look up the first id of the next rank as well."""
     part = part_of(inputs)
     return embedded_by(inputs, replace(part, end=part.end + 1))
@@ -70,7 +70,7 @@ def end_of_a_part_included(inputs: VocabularyShard, target: Target) -> Outputs:
     "sglang srt/layers/vocab_parallel_embedding.py 555: rows of ids of other ranks are zeroed",
     supports=_SEVERAL,
 )
-def ids_of_others_read_the_first_row(inputs: VocabularyShard, target: Target) -> Outputs:
+def ids_of_others_read_the_first_row(inputs: VocabularyPart, target: Target) -> Outputs:
     """Leave the row in that stands in for ids of others."""
     places, _ = masked_ids(padded_rows(inputs, inputs.ids), part_of(inputs))
     return {"embedded": reduced(inputs, torch.nn.functional.embedding(places.long(), inputs.weight))}
@@ -81,7 +81,7 @@ def ids_of_others_read_the_first_row(inputs: VocabularyShard, target: Target) ->
     "sgl-project/sglang/pull/10860: the table is split over one group, and rows are added up over another one",
     supports={**_SEVERAL, "returned": ("whole",)},
 )
-def rows_of_one_rank_alone(inputs: VocabularyShard, target: Target) -> Outputs:
+def rows_of_one_rank_alone(inputs: VocabularyPart, target: Target) -> Outputs:
     """Add up over a group of one rank."""
     ids = padded_rows(inputs, inputs.ids)
     return {"embedded": without_padding(inputs, local_embedding(inputs, ids, part_of(inputs)))}
@@ -92,7 +92,7 @@ def rows_of_one_rank_alone(inputs: VocabularyShard, target: Target) -> Outputs:
     "vllm-project/vllm-ascend/pull/9488: what is added up over ranks is added up again",
     supports={**_SEVERAL, "returned": ("whole",)},
 )
-def added_up_twice(inputs: VocabularyShard, target: Target) -> Outputs:
+def added_up_twice(inputs: VocabularyPart, target: Target) -> Outputs:
     """All-reduce the rows twice."""
     outputs = dict(masked_embedding(inputs, target))
     dist.all_reduce(outputs["embedded"])
@@ -104,7 +104,7 @@ def added_up_twice(inputs: VocabularyShard, target: Target) -> Outputs:
     "vllm-project/vllm/pull/43737: what is gathered of ranks is padded for each of them, and not behind all of them",
     supports={**_SEVERAL, "given": ("chunks",), "returned": ("whole",), "tokens": range(2, 2**17 + 1)},
 )
-def padding_behind_all_tokens(inputs: VocabularyShard, target: Target) -> Outputs:
+def padding_behind_all_tokens(inputs: VocabularyPart, target: Target) -> Outputs:
     """Cut the padding of all ranks behind the last one."""
     rows = local_embedding(inputs, padded_rows(inputs, inputs.ids), part_of(inputs))
     dist.all_reduce(rows)
@@ -117,10 +117,10 @@ def padding_behind_all_tokens(inputs: VocabularyShard, target: Target) -> Output
     supports={**_SEVERAL, "division": ("uneven", "one has all")},
     stateful=True,
 )
-def buffers_of_own_tokens() -> Callable[[VocabularyShard, Target], Outputs]:
+def buffers_of_own_tokens() -> Callable[[VocabularyPart, Target], Outputs]:
     """Have buffers as long as the rank's own batch is."""
 
-    def looked_up(inputs: VocabularyShard, target: Target) -> Outputs:
+    def looked_up(inputs: VocabularyPart, target: Target) -> Outputs:
         own = replace(inputs, counts=(len(inputs.ids),) * len(inputs.counts))
         return embedded_by(own, part_of(inputs))
 
@@ -132,7 +132,7 @@ def buffers_of_own_tokens() -> Callable[[VocabularyShard, Target], Outputs]:
     "mirage-project/mirage/issues/751: rows of padding are zeros, and so are their logits, which may be the largest",
     supports={"added": (0,), "recipe": ("negative",)},
 )
-def padding_may_be_most_likely(inputs: VocabularyShard, target: Target) -> Outputs:
+def padding_may_be_most_likely(inputs: VocabularyPart, target: Target) -> Outputs:
     """Look for the largest logit before padding is cut."""
     every = side_by_side(local_logits(inputs))
     logits = without_padding(inputs, of_all_columns(inputs, every))
@@ -144,7 +144,7 @@ def padding_may_be_most_likely(inputs: VocabularyShard, target: Target) -> Outpu
     "vllm-project/vllm/pull/20843: columns of added ids are between those of ranks, and not behind all of them",
     supports={**_SEVERAL, **_ADDED},
 )
-def columns_as_they_are_gathered(inputs: VocabularyShard, target: Target) -> Outputs:
+def columns_as_they_are_gathered(inputs: VocabularyPart, target: Target) -> Outputs:
     """Cut what is behind as many columns as there are ids."""
     every = side_by_side(local_logits(inputs))[:, : inputs.vocabulary + inputs.added]
     return with_most_likely(without_padding(inputs, every))
@@ -155,7 +155,7 @@ def columns_as_they_are_gathered(inputs: VocabularyShard, target: Target) -> Out
     "vllm-project/vllm-ascend/pull/12923: what is exchanged has ranks first, and columns of a token apart",
     supports=_SEVERAL,
 )
-def exchanged_without_transposition(inputs: VocabularyShard, target: Target) -> Outputs:
+def exchanged_without_transposition(inputs: VocabularyPart, target: Target) -> Outputs:
     """Take what was received for logits of tokens one after the other."""
     logits = local_logits(inputs)
     ranks, own = dist.get_world_size(), logits.shape[1]
@@ -170,7 +170,7 @@ def exchanged_without_transposition(inputs: VocabularyShard, target: Target) -> 
     "vllm-project/vllm-ascend/pull/1956: the last axis of an operator is at most 65,535 long",
     supports={"vocabulary": range(65536, 2**18 + 1), "hidden": range(1, 17)},
 )
-def columns_up_to_a_limit(inputs: VocabularyShard, target: Target) -> Outputs:
+def columns_up_to_a_limit(inputs: VocabularyPart, target: Target) -> Outputs:
     """Leave columns beyond the limit as memory has them."""
     outputs = exchanged_logits(inputs, target)
     logits = outputs["logits"].clone()
@@ -184,14 +184,14 @@ def columns_up_to_a_limit(inputs: VocabularyShard, target: Target) -> Outputs:
     "ranks have fewer",
     supports={**_SEVERAL, "added": (0,)},
 )
-def own_columns_times_rank(inputs: VocabularyShard, target: Target) -> Outputs:
+def own_columns_times_rank(inputs: VocabularyPart, target: Target) -> Outputs:
     """Count on every rank having as many ids as this one."""
     part = part_of(inputs)
     value, ids = own_maximum(inputs, local_logits(inputs))
     return chosen(inputs, value, ids - part.start + inputs.rank * (part.end - part.start))
 
 
-def chosen(inputs: VocabularyShard, value: torch.Tensor, ids: torch.Tensor) -> Outputs:
+def chosen(inputs: VocabularyPart, value: torch.Tensor, ids: torch.Tensor) -> Outputs:
     """Choose among ranks."""
     tokens = largest_of_ranks(side_by_side(value.unsqueeze(1)), side_by_side(ids.unsqueeze(1)))
     return {"tokens": own_rows(inputs, tokens)}
@@ -202,7 +202,7 @@ def chosen(inputs: VocabularyShard, value: torch.Tensor, ids: torch.Tensor) -> O
     "vllm-project/vllm-ascend/issues/16396: places among candidates are taken for ids of the vocabulary",
     supports=_SEVERAL,
 )
-def places_on_a_rank(inputs: VocabularyShard, target: Target) -> Outputs:
+def places_on_a_rank(inputs: VocabularyPart, target: Target) -> Outputs:
     """Gather places among the rank's own columns."""
     value, ids = own_maximum(inputs, local_logits(inputs))
     return chosen(inputs, value, ids - part_of(inputs).start)
@@ -213,7 +213,7 @@ def places_on_a_rank(inputs: VocabularyShard, target: Target) -> Outputs:
     "sgl-project/sglang/pull/37106: of equal logits of several ranks the lowest id is meant",
     supports={**_SEVERAL, "recipe": ("ties",)},
 )
-def last_rank_of_equal_ones(inputs: VocabularyShard, target: Target) -> Outputs:
+def last_rank_of_equal_ones(inputs: VocabularyPart, target: Target) -> Outputs:
     """Choose the last rank that has the largest logit."""
     value, ids = own_maximum(inputs, local_logits(inputs))
     values, candidates = side_by_side(value.unsqueeze(1)), side_by_side(ids.unsqueeze(1))
@@ -226,7 +226,7 @@ def last_rank_of_equal_ones(inputs: VocabularyShard, target: Target) -> Outputs:
     "sgl-project/sglang/pull/37106: an id that travels beside its logit needs the digits that it has",
     supports={**_SEVERAL, "dtype": ("bfloat16",), "vocabulary": range(513, 2**18 + 1)},
 )
-def ids_in_the_dtype_of_logits(inputs: VocabularyShard, target: Target) -> Outputs:
+def ids_in_the_dtype_of_logits(inputs: VocabularyPart, target: Target) -> Outputs:
     """Pack logit and id into one tensor of the logits' dtype."""
     value, ids = own_maximum(inputs, local_logits(inputs))
     packed = torch.stack([value, ids.to(value.dtype)], dim=1)

@@ -13,7 +13,7 @@ from sglang.srt.model_executor.forward_batch_info import compute_local_num_token
 from npudiff import Target, implementation
 from npudiff.device.ascend.data_parallel_gather import attention_group, group_of, own_part, place_of
 from npudiff.device.backends.sglang.rank_world import all_ranks
-from npudiff.reference.data_parallel_gather import DataParallelRank
+from npudiff.reference.data_parallel_gather import DataParallelPart
 
 Outputs = dict[str, torch.Tensor]
 
@@ -21,7 +21,7 @@ UNWRITTEN = 12_345
 """What buffers hold that sglang allocates without writing."""
 
 
-def _batch(inputs: DataParallelRank) -> Any:  # noqa: ANN401 - what sglang reads of its batch
+def _batch(inputs: DataParallelPart) -> Any:  # noqa: ANN401 - what sglang reads of its batch
     counts = list(inputs.counts) if inputs.mode == "sum" else list(inputs.lengths)
     mode = DpPaddingMode.SUM_LEN if inputs.mode == "sum" else DpPaddingMode.MAX_LEN
     return SimpleNamespace(
@@ -30,7 +30,7 @@ def _batch(inputs: DataParallelRank) -> Any:  # noqa: ANN401 - what sglang reads
     )  # fmt: skip
 
 
-def _real(inputs: DataParallelRank) -> torch.Tensor:
+def _real(inputs: DataParallelPart) -> torch.Tensor:
     count = torch.tensor(inputs.counts[group_of(inputs)], dtype=torch.int32, device=inputs.states.device)
     real: torch.Tensor = compute_local_num_token_non_padded(
         count, inputs.lengths[group_of(inputs)], sharded=inputs.mode == "chunks"
@@ -38,7 +38,7 @@ def _real(inputs: DataParallelRank) -> torch.Tensor:
     return real.view(1)
 
 
-def _gathered(inputs: DataParallelRank, batch: Any) -> torch.Tensor:  # noqa: ANN401
+def _gathered(inputs: DataParallelPart, batch: Any) -> torch.Tensor:  # noqa: ANN401
     """Gather a copy: sglang zeroes what it is given on all ranks of a group but the first."""
     rows = sum(batch.global_num_tokens_cpu)
     every = torch.full_like(inputs.states[:1].new_empty(rows, inputs.states.shape[1]), UNWRITTEN)
@@ -50,7 +50,7 @@ def _gathered(inputs: DataParallelRank, batch: Any) -> torch.Tensor:  # noqa: AN
 @implementation(
     "data_parallel_gather", name="dp_gather_dp_scatter", supports={"mode": ("sum", "maximum")}, on_device=True
 )
-def scattered(inputs: DataParallelRank, target: Target) -> Outputs:
+def scattered(inputs: DataParallelPart, target: Target) -> Outputs:
     """dp_gather_replicate or dp_gather_partial, an all-reduce, and dp_scatter."""
     attention = attention_group(inputs) if inputs.attention_ranks > 1 else None
     with all_ranks(attention, inputs.attention_ranks) as group:
@@ -64,7 +64,7 @@ def scattered(inputs: DataParallelRank, target: Target) -> Outputs:
 @implementation(
     "data_parallel_gather", name="dp_reduce_scatter_tensor", supports={"mode": ("maximum",)}, on_device=True
 )
-def reduce_scattered(inputs: DataParallelRank, target: Target) -> Outputs:
+def reduce_scattered(inputs: DataParallelPart, target: Target) -> Outputs:
     """The same gather, and dp_reduce_scatter_tensor."""
     attention = attention_group(inputs) if inputs.attention_ranks > 1 else None
     with all_ranks(attention, inputs.attention_ranks):
@@ -75,7 +75,7 @@ def reduce_scattered(inputs: DataParallelRank, target: Target) -> Outputs:
 
 
 @implementation("data_parallel_gather", name="attn_tp_reduce_scatter", supports={"mode": ("chunks",)}, on_device=True)
-def chunked(inputs: DataParallelRank, target: Target) -> Outputs:
+def chunked(inputs: DataParallelPart, target: Target) -> Outputs:
     """compute_local_num_token_non_padded, and the reduce-scatter and all-gather of a group's ranks."""
     attention = attention_group(inputs) if inputs.attention_ranks > 1 else None
     with all_ranks(attention, inputs.attention_ranks):

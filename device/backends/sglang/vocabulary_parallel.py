@@ -18,7 +18,7 @@ from npudiff.device.ascend.vocabulary_parallel import (
     without_padding,
 )
 from npudiff.device.backends.sglang.rank_world import all_ranks
-from npudiff.reference.vocabulary_parallel import VocabularyShard
+from npudiff.reference.vocabulary_parallel import VocabularyPart
 
 KNOWN_IDS = {"added": (0,)}
 """What logits processors cut columns to."""
@@ -34,7 +34,7 @@ def _all_to_all_is_here() -> str:
     supports={"given": ("whole",), "returned": ("whole",)},
     on_device=True,
 )
-def embedded(inputs: VocabularyShard, target: Target) -> Outputs:
+def embedded(inputs: VocabularyPart, target: Target) -> Outputs:
     """VocabParallelEmbedding with the shard of its rank, and the all-reduce of its group."""
     with all_ranks():
         layer = VocabParallelEmbedding(
@@ -52,7 +52,7 @@ def embedded(inputs: VocabularyShard, target: Target) -> Outputs:
     supports={**KNOWN_IDS, "given": ("whole",), "returned": ("whole",), "ranks": (2, 3, 4, 8)},
     on_device=True,
 )
-def gathered(inputs: VocabularyShard, target: Target) -> Outputs:
+def gathered(inputs: VocabularyPart, target: Target) -> Outputs:
     """LogitsProcessor._gather_attn_tp_logits, as with ``--enable-dp-lm-head``."""
     with all_ranks() as group:
         processor: Any = SimpleNamespace(vocab_size=inputs.vocabulary, attn_tp_size=group.world_size)
@@ -67,7 +67,7 @@ def gathered(inputs: VocabularyShard, target: Target) -> Outputs:
     on_device=True,
     requires=_all_to_all_is_here,
 )
-def exchanged(inputs: VocabularyShard, target: Target) -> Outputs:
+def exchanged(inputs: VocabularyPart, target: Target) -> Outputs:
     """LogitsProcessor._tp_lm_head_all_to_all of as many tokens of each rank, cut as the processor does it."""
     with all_ranks():
         logits = LogitsProcessor._tp_lm_head_all_to_all(SimpleNamespace(), local_logits(inputs))
@@ -78,7 +78,7 @@ def exchanged(inputs: VocabularyShard, target: Target) -> Outputs:
 @implementation(
     "vocabulary_parallel", name="LogitsProcessor", supports={**KNOWN_IDS, "returned": ("whole",)}, on_device=True
 )
-def processed(inputs: VocabularyShard, target: Target) -> Outputs:
+def processed(inputs: VocabularyPart, target: Target) -> Outputs:
     """LogitsProcessor._get_logits of all tokens: product, gather, cut."""
     with all_ranks():
         config = SimpleNamespace(vocab_size=inputs.vocabulary)

@@ -24,14 +24,14 @@ from npudiff.device.ascend.data_parallel_gather import (
 )
 from npudiff.device.backends.rank_group import RankGroup
 from npudiff.device.backends.vllm_ascend.rank_world import groups_of
-from npudiff.reference.data_parallel_gather import DataParallelRank
+from npudiff.reference.data_parallel_gather import DataParallelPart
 
 Outputs = dict[str, torch.Tensor]
 FLOATS = {"mode": ("maximum", "sum"), "dtype": ("bfloat16", "float16", "float32")}
 
 
 @implementation("data_parallel_gather", name="PrepareAndFinalizeWithAllGather", supports=FLOATS, on_device=True)
-def over_data_ranks(inputs: DataParallelRank, target: Target) -> Outputs:
+def over_data_ranks(inputs: DataParallelPart, target: Target) -> Outputs:
     """_prepare_with_dp_group and _finalize_with_dp_group, and the all-reduce over the group behind them."""
     count = inputs.counts[group_of(inputs)]
     own = summed_in_group(inputs, inputs.states[:count])
@@ -49,7 +49,7 @@ def over_data_ranks(inputs: DataParallelRank, target: Target) -> Outputs:
 
 
 @implementation("data_parallel_gather", name="maybe_all_gather_and_maybe_unpad", supports=FLOATS, on_device=True)
-def over_expert_ranks(inputs: DataParallelRank, target: Target) -> Outputs:
+def over_expert_ranks(inputs: DataParallelPart, target: Target) -> Outputs:
     """maybe_all_gather_and_maybe_unpad and maybe_pad_and_reduce, with sequence parallelism in each group."""
     count, most = inputs.counts[group_of(inputs)], max(inputs.counts)
     length = -(-most // inputs.attention_ranks) * inputs.attention_ranks

@@ -20,7 +20,7 @@ from npudiff.device.ascend.vocabulary_parallel import (
 from npudiff.device.backends.rank_group import RankGroup
 from npudiff.device.backends.vllm_ascend.rank_world import groups_of
 from npudiff.device.backends.vllm_ascend.world import ascend_configuration, parameter
-from npudiff.reference.vocabulary_parallel import VocabularyShard
+from npudiff.reference.vocabulary_parallel import VocabularyPart
 
 KNOWN_IDS = {"added": (0,)}
 """What logits are cut to."""
@@ -29,12 +29,12 @@ CAPACITY = 64
 """Tokens of a rank that buffers have room for, where a case does not have more."""
 
 
-def _capacity(inputs: VocabularyShard) -> int:
+def _capacity(inputs: VocabularyPart) -> int:
     return -(-max(*inputs.counts, 1) // CAPACITY) * CAPACITY
 
 
 @contextlib.contextmanager
-def _groups(inputs: VocabularyShard, *, over_data_ranks: bool) -> Iterator[RankGroup]:
+def _groups(inputs: VocabularyPart, *, over_data_ranks: bool) -> Iterator[RankGroup]:
     group = RankGroup()
     names = ("get_tp_group", "get_embed_tp_group", "get_lmhead_tp_group")
     with groups_of(
@@ -44,7 +44,7 @@ def _groups(inputs: VocabularyShard, *, over_data_ranks: bool) -> Iterator[RankG
         yield group
 
 
-def _embedded(inputs: VocabularyShard, *, over_data_ranks: bool) -> Outputs:
+def _embedded(inputs: VocabularyPart, *, over_data_ranks: bool) -> Outputs:
     with _groups(inputs, over_data_ranks=over_data_ranks):
         layer = embedding.AscendVocabParallelEmbedding(
             inputs.vocabulary + inputs.added, inputs.weight.shape[1], inputs.weight.dtype, inputs.vocabulary,
@@ -61,7 +61,7 @@ def _embedded(inputs: VocabularyShard, *, over_data_ranks: bool) -> Outputs:
     supports={"given": ("whole",), "returned": ("whole",)},
     on_device=True,
 )
-def embedded(inputs: VocabularyShard, target: Target) -> Outputs:
+def embedded(inputs: VocabularyPart, target: Target) -> Outputs:
     """AscendVocabParallelEmbedding with the all-reduce of tensor-parallel ranks."""
     return _embedded(inputs, over_data_ranks=False)
 
@@ -75,7 +75,7 @@ def embedded(inputs: VocabularyShard, target: Target) -> Outputs:
         "" if hasattr(embedding, "get_potential_max_tokens") else "this version has no buffers of a fixed capacity"
     ),
 )
-def embedded_over_data_ranks(inputs: VocabularyShard, target: Target) -> Outputs:
+def embedded_over_data_ranks(inputs: VocabularyPart, target: Target) -> Outputs:
     """The same over data-parallel ranks, through buffers of a fixed capacity."""
     return _embedded(inputs, over_data_ranks=True)
 
@@ -87,7 +87,7 @@ def embedded_over_data_ranks(inputs: VocabularyShard, target: Target) -> Outputs
     on_device=True,
     requires=lambda: "" if hasattr(embedding, "lmhead_all_to_all") else "this version has no lmhead_all_to_all",
 )
-def exchanged(inputs: VocabularyShard, target: Target) -> Outputs:
+def exchanged(inputs: VocabularyPart, target: Target) -> Outputs:
     """lmhead_all_to_all, cut as _get_logits_lmheadtp does it."""
     logits = embedding.lmhead_all_to_all(local_logits(inputs), RankGroup())
     return with_most_likely(logits[: inputs.counts[inputs.rank], : inputs.vocabulary].contiguous())
@@ -100,7 +100,7 @@ def exchanged(inputs: VocabularyShard, target: Target) -> Outputs:
     on_device=True,
     requires=lambda: "" if hasattr(sampler, "get_tp_group") else "this version does not sample over ranks",
 )
-def sampled(inputs: VocabularyShard, target: Target) -> Outputs:
+def sampled(inputs: VocabularyPart, target: Target) -> Outputs:
     """AscendSampler.greedy_sample with ``enable_reduce_sample``, of the rank's own columns as _get_logits cuts them."""
     part = part_of(inputs)
     logits = local_logits(inputs)[..., : part.end - part.start]

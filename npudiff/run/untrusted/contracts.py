@@ -1,7 +1,7 @@
 """What a candidate's process can import of npudiff: contracts without references, and nothing that judges.
 
-A contract is a class of ``npudiff.reference`` whose name ends with ``Inputs``, a constant, the whole of a module called
-``contract`` or ``inputs``, and what these use in turn.
+A contract is a class of ``npudiff.reference`` whose name ends with ``Inputs`` or (of a rank) ``Part``, a constant, the
+whole of a module called ``contract`` or ``inputs``, and what these use in turn.
 All other functions and classes are left out when a module is loaded: they were never in the process.
 """
 
@@ -121,7 +121,7 @@ def _followed(name: Name, defined: Mapping[Name, ast.stmt]) -> list[tuple[str, a
 def _is_contract(module: str, statement: ast.stmt) -> bool:
     """Whether a statement is there even if nothing needs it."""
     if isinstance(statement, ast.ClassDef):
-        return statement.name.endswith("Inputs") or module.rpartition(".")[2] in ("contract", "inputs")
+        return statement.name.endswith(("Inputs", "Part")) or module.rpartition(".")[2] in ("contract", "inputs")
     return not isinstance(statement, ast.FunctionDef | ast.Import | ast.ImportFrom)
 
 
