@@ -140,6 +140,7 @@ def test_a_program_is_main_and_fails_where_it_ends_with_a_status(tmp_path):
     assert "1 skipped" in told
 
 
+@pytest.mark.slow
 def test_files_are_run_in_forks_with_packages_that_stand_in(tmp_path):
     package = tmp_path / "theirs"
     package.mkdir()

@@ -57,6 +57,7 @@ def test_a_kernel_that_loses_subnormal_numbers_is_found(item):
 
 
 @pytest.mark.few(1)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("item", "names"),
     [(ascend.native_rotary, ("query", "key")), (ascend.native_finalize, ("expanded_rows",))],

@@ -71,6 +71,7 @@ def test_only_those_who_ask_for_more_need_more(name):
     assert (accused > 0) is (name != "everyone"), accused
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", KERNELS)
 def test_what_is_wrong_stays_wrong(name):
     _, _, missed = judged(name)

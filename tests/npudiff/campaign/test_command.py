@@ -39,6 +39,7 @@ def test_a_campaign_says_what_it_found_and_goes_on_where_it_ended(campaign):
         assert numbers == list(range(len(numbers)))
 
 
+@pytest.mark.slow
 def test_after_a_finding_the_rest_is_searched(campaign):
     log = campaign("swa_mask", time="4s").log
     (found,) = [entry for entry in rounds(log) if entry["job"] == "swa_mask.bad.equivalence" and entry["number"] == 0]
@@ -73,6 +74,7 @@ def test_a_corrected_kernel_is_told_and_ends_clean(campaign, tmp_path):
     assert "Holds by now" in result.page
 
 
+@pytest.mark.slow
 def test_a_finding_that_somebody_removed_is_looked_for_again(campaign, tmp_path):
     (name,) = campaign("swa_mask").found
     (tmp_path / "kept" / "findings" / name).rename(tmp_path / "elsewhere")

@@ -116,6 +116,7 @@ def test_a_process_that_says_more_than_its_answer_is_ended():
     assert nursery.asked == ["new", "end"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("gone", [True, False], ids=["is gone", "hangs"])
 def test_after_a_process_that_does_not_answer_another_one_is_begun(gone):
     item, nursery = implementation()
