@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 
 import pytest
 
@@ -17,6 +19,16 @@ keep_freed_memory()
 def pytest_configure(config: pytest.Config) -> None:
     """Register what shortens the default suite."""
     config.addinivalue_line("markers", "few(count): of the test's parameters so many by default; the others are slow")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have a process stand by for ranks before any test uses the virtual device: none can be forked after that."""
+    wanted = re.search(r"(?<!not )virtual", session.config.getoption("markexpr") or "")
+    if wanted and importlib.util.find_spec("torch_npu") is not None:
+        from npudiff.run.discovery import load_target  # noqa: PLC0415 - only where the device is used
+
+        with load_target("virtual", None).activate():
+            pass
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers select

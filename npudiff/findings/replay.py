@@ -231,7 +231,7 @@ def job_of_finding(finding: Finding, request: Request) -> tuple[Job, AnyCase]:
     """
     component = load_component(finding.component)
     where = load_target(request.target or finding.target, request.cann)
-    where = with_ranks(where, request.timeout, built_in_implementations)
+    where = with_ranks(where, request.timeout, built_in_implementations, load_component)
     given = [item for item in request.given if item.component == component.name]
     available = [*given, *_provided(component, request, where), *select_implementations([component], [])]
     chosen = [item for item in available if item.name == finding.implementation]

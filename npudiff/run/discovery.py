@@ -188,7 +188,7 @@ def load_target(name: str, cann: str | None) -> Target:
         raise UsageError(str(error)) from None
     if not isinstance(target, Target):
         raise UsageError(f"entry point {name!r} of npudiff.targets did not return a Target")
-    return with_ranks(target, TIMEOUT, built_in_implementations)
+    return with_ranks(target, TIMEOUT, built_in_implementations, load_component)
 
 
 class Launcher(Protocol):

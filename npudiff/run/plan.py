@@ -28,6 +28,7 @@ from npudiff.run.discovery import (
     component_names,
     default_target,
     given_implementations,
+    load_component,
     load_components,
     load_target,
     own_files,
@@ -306,7 +307,7 @@ def make_plan(request: Request, provide: Provide | None = None) -> Plan:
     run_preset(request.hypothesis_profile)
     added = [name for selector in request.own for name in add_own(selector)]
     components = load_components(request.components or tuple(dict.fromkeys(added)))
-    target = with_ranks(_target(request), request.timeout, built_in_implementations)
+    target = with_ranks(_target(request), request.timeout, built_in_implementations, load_component)
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
     mutants: list[Job] = []

@@ -8,7 +8,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -108,7 +108,8 @@ class RankGroups:
     def _known(self, subject: Subject) -> list[Subject]:
         """The subject, and others of its component that are installed."""
         others = [item for item in self._installed() if item.component == subject.component.name]
-        return [subject, *(Subject(subject.component, item, subject.target) for item in others)]
+        mine = replace(subject, target=self._target)  # without what makes ranks: these are some
+        return [mine, *(Subject(subject.component, item, self._target) for item in others)]
 
     def _forget(self, count: int) -> None:
         group = self._groups.pop(count, None)

@@ -13,7 +13,6 @@ from npudiff.judge.judge import TraceExecutor
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import load_components, load_target, select_implementations
-from npudiff.run.ranks import with_ranks
 
 pytestmark = pytest.mark.virtual
 
@@ -27,13 +26,6 @@ OF_RANKS = [item for item in RIGHT if item not in IMPLEMENTATIONS]
 @pytest.fixture(scope="module")
 def targets():
     return [load_target(name, None) for name in ("virtual", "sim")]
-
-
-@pytest.fixture(scope="module")
-def with_hccl(targets):
-    target = with_ranks(targets[0], 60.0)
-    yield target
-    target.on_ranks.close()
 
 
 def tensors_of(value):
@@ -91,11 +83,11 @@ def test_the_same_bits(item, targets):
 
 
 @pytest.mark.parametrize("item", OF_RANKS, ids=lambda item: f"{item.component}-{item.name}")
-def test_what_ranks_compute_with_hccl_is_right(item, with_hccl):
+def test_what_ranks_compute_with_hccl_is_right(item, targets):
     """Not bit for bit: HCCL and npudiff's own collectives add what ranks have in another order."""
     component = COMPONENTS[item.component]
-    subject = Subject(component, item, with_hccl)
-    with with_hccl.activate():
+    subject = Subject(component, item, targets[0])
+    with targets[0].activate():
         for case in drawn(component, item.constraints.within(Constraints()), CASES):
             inputs = component.inputs(case)
             compared = compare(subject.expected(inputs), subject.run(inputs))
