@@ -101,6 +101,8 @@ class WorkerProcess:
         Faulted, WorkerDefect
             As of ``ask``.
         """
+        if self.gone:
+            raise Faulted(Kind.DIED, "the process is gone")
         try:
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
@@ -124,6 +126,11 @@ class WorkerProcess:
         self.kill()
         return Faulted(Kind.TIMED_OUT, text, frames)
 
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, and that was noticed: there is nobody any more to ask, or to end."""
+        return not self._pid
+
     def fileno(self) -> int:
         """Return the file that can be read when an answer, or the end of the process, can be heard."""
         return self._connection.fileno()
@@ -141,6 +148,7 @@ class WorkerProcess:
             self._release()
 
     def _kill_group(self) -> None:
+        assert self._pid  # noqa: S101 - 0 would be this process's own group
         for end in (os.killpg, os.kill):  # before it has a group of its own it is a process of ours
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 end(self._pid, signal.SIGKILL)

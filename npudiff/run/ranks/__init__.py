@@ -94,7 +94,7 @@ class LateRanks:
     def _by_another(self, subject: Subject, inputs: AnyInputs) -> Callable[[], Mapping[str, torch.Tensor]]:
         other = _standing_by.get(os.getpid())
         known = any(one.function is subject.implementation.function for one in self._installed())
-        if other is None or not known:
+        if other is None or other.gone or not known:
             raise NotApplicable("ranks cannot be forked from a process that has used its device: run it by itself")
         return other.begin(subject, inputs)
 

@@ -205,11 +205,11 @@ class _Group:
             If one raises what says that a backend is not here.
         """
         replies, ends = self._collected()
+        absent = next((reply["text"] for reply in replies.values() if reply["verdict"] == "not applicable"), None)
+        if absent is not None and all(end.waited for end in ends.values()):
+            raise NotApplicable(absent)
         if ends:
             raise self._blamed(ends)
-        for reply in replies.values():
-            if reply["verdict"] == "not applicable":
-                raise NotApplicable(reply["text"])
         self.calls = False
         return [
             dict(zip(replies[rank]["names"], one.shared.read(replies[rank]["tensors"]), strict=True))

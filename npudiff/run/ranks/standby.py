@@ -5,6 +5,7 @@ It is forked before the device is used, and knows what is installed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -50,6 +51,7 @@ class Standby(WorkerProcess):
     ) -> None:
         self._given = os.memfd_create("npudiff-inputs", os.MFD_CLOEXEC)
         self._seconds = seconds
+        self._asks = False
 
         def life(connection: Connection, shared: SharedTensors) -> NoReturn:
             groups = RankGroups(target, seconds, installed)
@@ -64,11 +66,16 @@ class Standby(WorkerProcess):
         super().__init__(life)
 
     def begin(self, subject: Subject, inputs: AnyInputs) -> Callable[[], Mapping[str, torch.Tensor]]:
-        """Begin a call, as ``RankGroups.begin`` does."""
+        """Begin a call, as ``RankGroups.begin`` does; an earlier one that nobody has waited for is waited for first."""
+        if self._asks:
+            with contextlib.suppress(ImplementationRaised):  # it is no answer to anything else
+                self._answer()
+        self._asks = True
         self.tell({"names": list(subject.names), "inputs": pack(inputs, self._given, trusted=True)})
         return lambda: self._outputs(self._answer())
 
     def _answer(self) -> dict[str, Any]:
+        self._asks = False
         try:
             self._await(self._seconds + _LATER)
             return self.hear()

@@ -6,13 +6,14 @@ import gc
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from npudiff.model.component import ImplementationRaised, NotApplicable
-from npudiff.model.faults import Kind
+from npudiff.model.faults import Faulted, Kind
 from npudiff.model.implementation import Implementation
 from npudiff.run.ranks import group as groups
 
@@ -206,3 +207,26 @@ def test_ranks_end_with_the_target_that_had_them(ranked):
     del subject
     gc.collect()
     assert not [rank for rank in ranks if os.path.exists(f"/proc/{rank}")]  # noqa: PTH110
+
+
+def test_what_is_not_here_on_one_rank_is_no_fault_of_those_that_wait_for_it(ranked):
+    class NotHere(Exception):
+        pass
+
+    def absent(part, target):
+        raise NotHere("no such package")
+
+    subject = ranked.subject(of_rank(ranked, 1, absent))
+    item = replace(subject.implementation, absent=(NotHere,))
+    with pytest.raises(NotApplicable, match="no such package"):
+        replace(subject, implementation=item).run(ranked.inputs(3))
+
+
+def test_a_process_that_is_gone_is_asked_nothing_and_nothing_else_is_ended(ranked):
+    rank = groups._Rank([ranked.subject()], [{}], 0, "", 1.0)
+    rank.kill()
+    assert rank.gone
+    rank.tell({"call": 1})
+    with pytest.raises(Faulted, match="the process is gone"):
+        rank.hear()
+    rank.kill()
