@@ -84,25 +84,29 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     element with bound 0, and any NaN or infinity that is not expected, gives infinity. A value of the dtype of
     ``actual`` was moved and not computed: then equal means the same bits.
     """
-    if actual.dtype != value.dtype:
-        ratio = (actual.to(torch.float64) - value).abs_().div_(bound)
-        if ratio.numel() and math.isfinite(float(ratio.max())):  # then no number and no quotient is anything else
-            return ratio
-    equal = _same_bits(actual, value) if actual.dtype == value.dtype else actual.to(torch.float64) == value
-    differs = ~equal  # a cache is equal nearly everywhere: only the rest is computed
-    if 4 * int(differs.sum()) > differs.numel():
-        return _ratio_of_unequal(actual, value, bound).masked_fill_(equal, 0.0)
-    ratio = torch.zeros(actual.shape, dtype=torch.float64)
-    ratio[differs] = _ratio_of_unequal(actual[differs], value[differs], bound[differs])
+    if actual.dtype == value.dtype:
+        return _ratio_where(~_same_bits(actual, value), actual, value, bound)
+    wide = actual.to(torch.float64)
+    ratio = (wide - value).abs_().div_(bound)
+    if ratio.numel() and not math.isfinite(float(ratio.max())):  # that of anything with NaN is NaN
+        right = ratio.isnan() & ((wide == value) | bound.isposinf())  # 0 / 0, the same infinity, anything at all
+        ratio.masked_fill_(right, 0.0).nan_to_num_(nan=math.inf, posinf=math.inf)
     return ratio
 
 
-def _ratio_of_unequal(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
-    wide, value = actual.to(torch.float64), value.to(torch.float64)
-    ratio = (wide - value).abs_() / bound
+def _ratio_where(differs: torch.Tensor, actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """Return the ratio where two numbers differ, and 0 elsewhere; a cache is equal nearly everywhere, or altogether."""
+    if not bool(differs.any()):
+        return _NOTHING.expand(differs.shape)
+    ratio = torch.zeros(differs.shape, dtype=torch.float64)
+    wide, value, bound = actual[differs].to(torch.float64), value[differs].to(torch.float64), bound[differs]
     finite = torch.isfinite(wide) & torch.isfinite(value) & (bound != 0)  # a bound of 0: 0 / 0 of large integers
-    return torch.where(finite, ratio, torch.inf).masked_fill_(torch.isposinf(bound), 0.0)
+    unequal = torch.where(finite, (wide - value).abs_() / bound, torch.inf)
+    ratio[differs] = unequal.masked_fill_(torch.isposinf(bound), 0.0)
+    return ratio
 
+
+_NOTHING = torch.zeros((), dtype=torch.float64)
 
 _ONE_ONLY = "only one of the two runs returns it"
 _NOT_THERE = "returned, and of these inputs there is no such output"
@@ -178,9 +182,7 @@ def _agreement(
             outputs.append(OutputComparison(name, _NOT_THERE, actual=one))
         else:
             bound = torch.zeros(one.shape, dtype=torch.float64) if bounds is None else bounds[name]
-            differs = ~_same_numbers(one, other)
-            ratio = torch.zeros(one.shape, dtype=torch.float64)
-            ratio[differs] = _ratio_of_unequal(other[differs], one[differs], bound[differs])
+            ratio = _ratio_where(~_same_numbers(one, other), other, one, bound)
             outputs.append(OutputComparison(name, None, ratio, other, one.to(torch.float64), bound))
     return Comparison(tuple(outputs), context)
 

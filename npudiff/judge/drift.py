@@ -101,12 +101,14 @@ def _sums_of_output(output: OutputComparison) -> dict[str, Sums]:
 def _some_computed(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return those elements of flat tensors that have a bound, the third of them, in float64; of many, some."""
     bound = tensors[2]
-    computed = (bound > 0) & (bound < torch.inf)
-    if not bool(computed.all()):
-        places = computed.nonzero().flatten()
-        places = places[:: _distance(len(places))]
-        return [tensor[places].to(torch.float64) for tensor in tensors]
-    return [tensor[:: _distance(len(bound))].to(torch.float64) for tensor in tensors]
+    least, most = (float(end) for end in bound.aminmax()) if len(bound) else (1.0, 1.0)
+    if least > 0 and most < torch.inf:
+        return [tensor[:: _distance(len(bound))].to(torch.float64) for tensor in tensors]
+    if least == most:  # nothing is computed, or nothing specified: most of what is only moved
+        return [tensor[:0].to(torch.float64) for tensor in tensors]
+    places = ((bound > 0) & (bound < torch.inf)).nonzero().flatten()
+    places = places[:: _distance(len(places))]
+    return [tensor[places].to(torch.float64) for tensor in tensors]
 
 
 def _distance(elements: int) -> int:

@@ -36,7 +36,7 @@ def write_record(run: RunRecord, root: Path, path: Path | None = None) -> Path:
         If it cannot be written.
     """
     content = {"schema_version": record.SCHEMA_VERSION, **plain(run)}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(content, allow_nan=False) + "\n"
     file = path or _new_file(root, run)
     try:
         write_file(file, text, within=root)

@@ -36,9 +36,9 @@ from npudiff.show.run_page.record_file import plain, write_record
 from npudiff.text import clipped, complain
 
 WRITTEN_EVERY = 5.0
-"""Seconds after which a record that is kept up to date is written again."""
+"""Seconds after which a record that is kept up to date is written again, if there is no finding."""
 
-MOST_OF_A_RUN = 0.02
+MOST_OF_A_RUN = 0.01
 """Part of the time of a run that writing its record may take, while it goes on."""
 
 
@@ -111,7 +111,7 @@ class RecordKeeper:
         """Write the record, at once if there is a finding; with thousands of them that would take most of a run."""
         self._owed = self._owed or (isinstance(event, JobEnded) and bool(event.kept))
         began = time.monotonic()
-        wait = self._took / MOST_OF_A_RUN if self._owed else WRITTEN_EVERY
+        wait = max(self._took / MOST_OF_A_RUN, 0.0 if self._owed else WRITTEN_EVERY)
         if not isinstance(event, RunEnded) and began - self._written > wait:
             with contextlib.suppress(OSError):  # told at the end, if it is still so
                 self._write()
