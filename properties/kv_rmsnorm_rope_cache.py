@@ -51,6 +51,10 @@ MOST_TOKENS = 2**12
 MOST_OF_POOL = 2**20
 """Elements of both caches, where an axis goes far and there is a choice."""
 
+MOST_SLOTS = 2**12
+"""Slots of all pages that requests begin up to which a case may have more requests than the constraints ask for: each
+slot is compared, and nearly all of them were not written."""
+
 COST = 1.5
 """What an element costs beside one of other components: it is normalised, turned, quantised and written."""
 
@@ -88,6 +92,12 @@ def _fills_strips(case: KvRmsnormRopeCacheCase, dims: str) -> bool:
     return case.layout != "PA_NZ" or all(int(dim) % width == 0 for dim in dims.split("/"))
 
 
+def _affords_requests(case: KvRmsnormRopeCacheCase, count: int) -> bool:
+    """Whether there is a choice of so many requests: by their tokens, and by pages of usual dims that they begin."""
+    slots = count * -(-case.length // case.page_size) * case.page_size
+    return count * case.length <= (TOKENS if case.far else MOST_TOKENS) and slots <= MOST_SLOTS
+
+
 def _affords_dims(case: KvRmsnormRopeCacheCase, dims: str) -> bool:
     slots = case.batch * -(-case.length // case.page_size) * case.page_size
     return not case.far or case.affords(int(COST * slots * _width(dims)), MOST_OF_POOL)
@@ -99,7 +109,7 @@ class KvRmsnormRopeCacheCase(Case):
 
     batch: int = axis(
         "requests", _SIZES, drawn=lambda case: [1, *(n for n in (2, 3, 8, 17, 65) if n * case.length <= TOKENS)],
-        affordable=lambda case, count: count * case.length <= (TOKENS if case.far else MOST_TOKENS),
+        affordable=_affords_requests,
         shown=lambda case: f"{counted(case.batch, 'request')} of {counted(case.length, 'token')}",
     )  # fmt: skip
     length: int = axis(

@@ -39,7 +39,7 @@ RECIPES = ("gaussian", "at limit", "zero rows", "outlier")
 but zeros. outlier: one element of each row is 64 times larger."""
 GROUP_SIZE = 256
 
-EXPERTS = (2, 1, 3, 4, 8, 16, 288)
+EXPERTS = (2, 1, 3, 4, 8, 16, 2, 4, 8, 16, 288)
 MANY = 64
 """Experts whose matrices are not made for nothing."""
 

@@ -78,6 +78,8 @@ class Budget:
     """Draw the same cases every time even without a seed."""
     shrink: bool = True
     """Whether a failing case is shrunk."""
+    smaller: int | None = None
+    """Cases that are tried in place of one that fails; None for all that make it smaller."""
     example_database: Path | None = None
     """Folder in which failing cases are remembered."""
     steps: int | None = None

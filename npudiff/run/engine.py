@@ -105,6 +105,7 @@ class CaseRun:
         self.started = time.perf_counter()
         job = outcome.job
         self._passed: set[Any] = set()
+        self._tried = 0
         self.drift = DriftMeter()
         self.gives, self.given_cases = False, 0  # those do not count towards the cases that are drawn
         self._supported = job.subject.implementation.constraints.within(Constraints((job.prop.within,)))
@@ -250,6 +251,7 @@ class CaseRun:
         """Judge a case; of a trace, what fails is the part up to the step that failed."""
         self._require(case)
         outcome = self.outcome
+        self._tried += outcome.failure is not None
         try:
             comparison = self.judge.check(case, thorough=thorough or outcome.failure is None)
         except ImplementationRaised as error:
@@ -285,7 +287,8 @@ class CaseRun:
     def _check_time(self) -> None:
         now = self.seconds
         if self.outcome.failure is not None:
-            if now - self.outcome.seconds_to_failure > SHRINK_SECONDS:
+            enough = self.budget.smaller is not None and self._tried >= self.budget.smaller
+            if enough or now - self.outcome.seconds_to_failure > SHRINK_SECONDS:
                 raise Stop
         elif self.time_is_up:
             raise Stop

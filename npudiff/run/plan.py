@@ -44,6 +44,10 @@ CAUSES_OF_A_BACKEND = 4
 DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
 """Cases of equivalence within which every mutant has to be found."""
 
+SMALLER = 20
+"""Cases that are tried in place of a mutant's, where one stands for all of a component: that it is found is asked, and
+the smallest case of all took a twelfth of the time of a run."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -238,11 +242,13 @@ class Plan:
             seconds = self.request.seconds * self.workers * job.prop.example_ratio / total
         processes = job.subject.component.ranks is not None  # its calls are made in processes of ranks already
         isolation = None if processes else self._isolation((*self.jobs, job))  # a test may make a job beside the plan
+        is_sample = job in self.mutants and self.request.mutants is None
         return Budget(
             examples=None if seconds is not None else max(1, round(examples * self._share(job))),
             seconds=seconds,
             seed=self.request.seed,
             deterministic=profile.deterministic,
+            smaller=SMALLER if is_sample else None,
             example_database=None if job in self.mutants else self.request.example_database,
             isolation=isolation,
             explains=self.request.most_causes > 1 and job not in self.mutants,

@@ -53,7 +53,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
     groups = 1 if kind == "step-3.5" else choose.value(box, "groups", (1, 2))
     experts = choose.pick(_experts(choose.options(box, "experts", (4, 8, 16)), groups, top_k))
     choices = {
-        "decode_steps": choose.value(box, "decode_steps", (0, 1, 2, 3)),
+        "decode_steps": choose.value(box, "decode_steps", (0, 1) if choose.far == "batch" else (0, 1, 2, 3)),
         "window": choose.value(box, "window", (None, 1, 2, 5, 15, 17)),
         "hidden_size": choose.value(box, "hidden_size", (64, 96, 128)),
         "query_rank": choose.value(box, "query_rank", (32, 64)),
