@@ -82,8 +82,7 @@ ELSEWHERE = {
         for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "dynamic_quant",
             "swiglu_quant", "quant_matmul", "weight_quant_matmul", "sampling", "draft_tree",
-            "encoder_attention", "context_parallel", "vocabulary_parallel",
-            "data_parallel_gather",
+            "encoder_attention", "context_parallel", "vocabulary_parallel", "data_parallel_gather", "tensor_parallel",
         )
     ],
     "vllm_ascend": [
@@ -165,6 +164,12 @@ BUGS_ELSEWHERE = {
         bug("vocabulary_parallel", "VocabParallelEmbedding", "added_behind_ids", "added=1..20"),
         bug("vocabulary_parallel", "_tp_lm_head_all_to_all", "not_transposed", "tokens=5..40"),
         bug("data_parallel_gather", "dp_gather_dp_scatter", "replicas_added_up", "ranks=4", "attention_ranks=2"),
+        bug("tensor_parallel", "ParallelLinear", "heads_not_held_twice", "ranks=2,4", "projections=shared_kv"),
+        bug("tensor_parallel", "ParallelLinear_fused", "bias_of_the_first_rank", "ranks=2,4", "biased=True"),
+        bug("tensor_parallel", "ParallelLinear_attn_tp", "bias_of_every_rank", "ranks=2,4", "layer=row", "biased=True"),
+        bug("tensor_parallel", "layernorm_sp", "padding_in_front", "tokens=3..9", "ranks=2,4", "layer=column"),
+        bug("tensor_parallel", "AWQLinearMethod", "words_in_order"),
+        bug("tensor_parallel", "GPTQLinearMethod", "zero_points_as_they_are"),
         bug("rms_norm", "RMSNorm.forward_npu", "no_epsilon"),
         bug("rms_norm", "GemmaRMSNorm.forward_npu", "residual_unsummed"),
         bug("rotary", "RotaryEmbedding.forward_npu", "turned_back"),
