@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.draw.cases import Case, axis, seed
+from npudiff.draw.cases import Case, axis, derived, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import same_bits
 from npudiff.judge.relations import Changed, Outputs, relation
@@ -122,6 +122,21 @@ class VocabularyParallelCase(Case):
         ends = sorted(stream.integers(0, self.tokens + 1, self.ranks - 1))
         return tuple(stop - start for start, stop in zip([0, *ends], [*ends, self.tokens], strict=True))
 
+    @derived("whether some ranks have fewer ids of the model than others", (False, True))
+    def unequal_ids(self) -> bool:
+        """Whether some ranks have fewer ids of the model than others."""
+        return self.ranks > 1 and self.vocabulary % self.multiple > 0
+
+    @derived("whether padding stands between ids of the model and those that were added", (False, True))
+    def gap(self) -> bool:
+        """Whether padding stands between ids of the model and those that were added."""
+        return self.added > 0 and self.vocabulary % self.multiple > 0
+
+    @derived("whether a rank has no tokens of its own", (False, True))
+    def idle_rank(self) -> bool:
+        """Whether a rank has no tokens of its own."""
+        return "chunks" in (self.given, self.returned) and 0 in self.counts
+
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
         total = self.vocabulary + self.added
@@ -135,7 +150,7 @@ class VocabularyParallelCase(Case):
             "padding": self.vocabulary % self.multiple > 0,
             "a rank without a word": (self.ranks - 1) * own >= self.vocabulary,
             "tokens do not divide": self.tokens % self.ranks > 0,
-            "a rank without tokens": "chunks" in (self.given, self.returned) and 0 in self.counts,
+            "a rank without tokens": self.idle_rank,
             "limit of 65,536": self.vocabulary in LIMITS,
         }
 

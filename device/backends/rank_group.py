@@ -21,7 +21,7 @@ class RankGroup:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, name: str = "tp:0") -> None:
-        self.device_group = self.cpu_group = group
+        self.device_group = self.cpu_group = dist.group.WORLD if group is None else group
         self.unique_name = name
         self.world_size, self.rank_in_group = dist.get_world_size(group), dist.get_rank(group)
         self.ca_comm = None

@@ -37,12 +37,12 @@ _GROUPS: tuple[Box, ...] = (
 which a case has in float32."""
 
 
-def _words(integers: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+def words(integers: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
     """Pack unsigned integers ``[rows, columns]`` of four bits along the columns, in an order."""
-    words = torch.zeros_like(integers[:, ::INTEGERS_OF_A_WORD], dtype=torch.int32)
+    packed = torch.zeros_like(integers[:, ::INTEGERS_OF_A_WORD], dtype=torch.int32)
     for place, column in enumerate(order):
-        words |= integers[:, column::INTEGERS_OF_A_WORD].to(torch.int32) << (4 * place)
-    return words
+        packed |= integers[:, column::INTEGERS_OF_A_WORD].to(torch.int32) << (4 * place)
+    return packed
 
 
 def _zero_points(inputs: WeightQuantMatmulInputs, stored_less: int = 0) -> torch.Tensor:
@@ -66,7 +66,7 @@ def awq(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """AWQAscendLinearKernel, which has another way for groups that the operator does not take."""
     configured()
     kernel = AWQAscendLinearKernel(SimpleNamespace(pack_factor=INTEGERS_OF_A_WORD))
-    weight, zeros = (_words(one, ORDER_OF_AWQ) for one in (inputs.weight + ZERO, _zero_points(inputs)))
+    weight, zeros = (words(one, ORDER_OF_AWQ) for one in (inputs.weight + ZERO, _zero_points(inputs)))
     layer = _layer(qweight=weight, qzeros=zeros, scales=inputs.scale.view(-1, inputs.weight.shape[1]))
     kernel.process_weights_after_loading(layer)
     answer: torch.Tensor = kernel.apply(layer, inputs.x, inputs.bias)
@@ -88,9 +88,9 @@ def gptq(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
         SimpleNamespace(weight_bits=4, group_size=inputs.group_size or -1, checkpoint_format=version)
     )
     order = tuple(range(INTEGERS_OF_A_WORD))
-    zeros = _words(_zero_points(inputs, int(version == "gptq")), order)
+    zeros = words(_zero_points(inputs, int(version == "gptq")), order)
     layer = _layer(
-        qweight=_words((inputs.weight + ZERO).t(), order).t(),
+        qweight=words((inputs.weight + ZERO).t(), order).t(),
         qzeros=zeros,
         scales=inputs.scale.view(-1, inputs.weight.shape[1]),
     )

@@ -81,13 +81,23 @@ def flags_of(inputs: object) -> dict[str, str]:
     return {name: value for name, value in options_of(inputs).items() if name.startswith(("ASCEND_", "SGLANG_"))}
 
 
-def filled(parameter: Any, values: torch.Tensor) -> None:  # noqa: ANN401 - of any module
-    """Load a weight as sglang's loader does: by the parameter's own loader, or a copy."""
+def filled(parameter: Any, values: torch.Tensor, *shard: str | int) -> None:  # noqa: ANN401 - of any module
+    """Load a weight as sglang's loader does: by the parameter's own loader, or a copy.
+
+    Parameters
+    ----------
+    parameter : torch.nn.Parameter
+        Of a module.
+    values : torch.Tensor
+        Of a checkpoint.
+    shard
+        Which projection of the parameter this is, where it holds several.
+    """
     loader = getattr(parameter, "weight_loader", None)
     if loader is None:
         parameter.data.copy_(values)
     else:
-        loader(parameter, values)
+        loader(parameter, values, *shard)
 
 
 def kernels_are_here() -> str:

@@ -16,15 +16,19 @@ from npudiff.reference.rms_norm import RmsNormInputs
 Outputs = dict[str, torch.Tensor]
 
 
-def _module(kind: type[torch.nn.Module], inputs: RmsNormInputs) -> Any:  # noqa: ANN401 - vllm-ascend's
+def norm_module(kind: type[torch.nn.Module], weight: torch.Tensor, epsilon: float) -> Any:  # noqa: ANN401 - vllm's
     """Build a norm without its constructor, which wants the configuration of an engine."""
     made: Any = kind.__new__(kind)
     torch.nn.Module.__init__(made)
-    made.weight = torch.nn.Parameter(inputs.weight, requires_grad=False)
-    made.variance_epsilon = inputs.epsilon
+    made.weight = torch.nn.Parameter(weight, requires_grad=False)
+    made.variance_epsilon = epsilon
     made.bias, made.bias_loaded = None, False
     made.variance_size_override, made.pass_weight, made.pass_weight_add = None, True, True
     return made
+
+
+def _module(kind: type[torch.nn.Module], inputs: RmsNormInputs) -> Any:  # noqa: ANN401 - vllm-ascend's
+    return norm_module(kind, inputs.weight, inputs.epsilon)
 
 
 def _outputs(answer: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> Outputs:

@@ -34,7 +34,14 @@ class _Parallel(SimpleNamespace):
             vars(self).update(before)
 
 
-_CONTEXT, _PARALLEL = _Context(), _Parallel()
+class _Forward(_Parallel):
+    """What a forward pass is told."""
+
+    def scoped(self, **values):
+        return self.override(**values)
+
+
+_CONTEXT, _PARALLEL, _FORWARD = _Context(), _Parallel(), _Forward(sp_active=False)
 
 
 def get_context():
@@ -43,3 +50,7 @@ def get_context():
 
 def get_parallel():
     return _PARALLEL
+
+
+def get_forward():
+    return _FORWARD

@@ -17,7 +17,9 @@ class NPUW8A8Int8LinearMethod:
     def apply(self, layer, x, bias=None):
         whole = torch.round(x.float() / layer.input_scale.float() + layer.input_offset.float())
         whole = whole.clamp(-128, 127).to(torch.int8)
-        added = None if told("no_whole_bias") else layer.quant_bias
+        group = getattr(layer, "tp_group", None)
+        is_first = group is None or group.rank_in_group == 0
+        added = None if told("no_whole_bias") or not is_first else layer.quant_bias
         return torch.ops.npu.npu_quant_matmul(
             whole, layer.weight, layer.deq_scale, bias=added, output_dtype=x.dtype
         )  # fmt: skip

@@ -1,7 +1,8 @@
 import os
 
 import torch
-from sglang.srt.layers.quantization.modelslim.schemes.modelslim_w8a8_int8 import register, scale_dtype
+from sglang.srt.layers.quantization.modelslim.schemes.modelslim_w8a8_int8 import scale_dtype
+from sglang.srt.layers.quantization.registered import register
 
 
 class ModelSlimW4A4Int4:

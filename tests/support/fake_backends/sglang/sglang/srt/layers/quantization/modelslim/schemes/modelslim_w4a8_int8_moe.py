@@ -1,7 +1,7 @@
 import torch
 from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUW4A8Int8MoEMethod
-from sglang.srt.layers.quantization.modelslim.schemes.modelslim_w8a8_int8 import register
 from sglang.srt.layers.quantization.modelslim.schemes.modelslim_w8a8_int8_moe import shape_of
+from sglang.srt.layers.quantization.registered import register
 
 
 class ModelSlimW4A8Int8MoE:

@@ -1,6 +1,6 @@
 import torch
 from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUW8A8Int8MoEMethod
-from sglang.srt.layers.quantization.modelslim.schemes.modelslim_w8a8_int8 import register
+from sglang.srt.layers.quantization.registered import register
 
 
 def shape_of(prefix, hidden_size, intermediate_size):

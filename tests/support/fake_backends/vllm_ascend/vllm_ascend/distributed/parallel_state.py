@@ -1,0 +1,3 @@
+"""Groups of ranks that share a layer of a kind alone."""
+
+_MLP_TP = _OTP = None
