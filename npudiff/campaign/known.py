@@ -143,6 +143,8 @@ class Knowledge:
     """Folders of findings whose case has held since."""
     lost: list[tuple[str, str]] = field(default_factory=list)
     """Cards that were lost, and what was seen."""
+    restarted: list[tuple[str, str]] = field(default_factory=list)
+    """Workers that were gone, and what was seen; what they ran was run again."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Jobs of which a round failed by no fault of a case, and why."""
     sessions: int = 0
@@ -171,6 +173,8 @@ class Knowledge:
             self._take_again(entry)
         elif kind == "lost":
             self.lost.append((entry["card"], entry["why"]))
+        elif kind == "restarted":
+            self.restarted.append((entry["worker"], entry["why"]))
         elif kind == "failed":
             self.failed.append((entry["job"], entry["why"]))
             self.of(entry["job"]).failures += 1

@@ -116,6 +116,7 @@ _SHAPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     },
     "again": {"folder": str, "fails": bool},
     "lost": {"card": str, "why": str},
+    "restarted": {"worker": str, "why": str},
     "failed": {"job": str, "why": str},
 }  # fmt: skip
 
