@@ -132,7 +132,9 @@ def _entry(line: bytes) -> Mapping[str, Any] | None:
         return None
     parts: list[tuple[object, Callable[[Any], bool]]] = [(one, _is_kind) for one in entry.get("new", ())]
     parts += [(one, _is_found) for one in entry.get("found", ())]
-    parts += [(one, _is_text) for one in entry.get("guides", ())]
+    if not isinstance(entry.get("taken", []), list):
+        return None
+    parts += [(one, _is_text) for name in ("guides", "taken") for one in entry.get(name, ())]
     return entry if all(fits(one) for one, fits in parts) else None
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from npudiff.campaign.causes import Causes
+from npudiff.campaign.corpus import Corpus, digest
 from npudiff.campaign.known import JobKnowledge, Knowledge
 from npudiff.campaign.log import CampaignLog
 from npudiff.campaign.rounds import CardLost, Ended, Failed, Restarted, Round, narrowed, round_of
@@ -60,6 +61,8 @@ class Campaign:
     log: CampaignLog
     tell: Callable[[], None] = lambda: None
     """Called after each round."""
+    corpus: Corpus | None = None
+    """What campaigns have in common; None without."""
     started: float = field(default_factory=time.monotonic)
     cases: int = 0
     """Cases of this session."""
@@ -119,8 +122,11 @@ class Campaign:
         return rounds
 
     def _landed(self, told: Told) -> None:
+        """Take a round as one that runs no more; what a worker or a card was lost with is run elsewhere."""
         if told.round is not None:
             self.flying.pop(id(told.round), None)
+            if self.corpus is not None and isinstance(told, CardLost | Restarted):
+                self.corpus.give_back(told.round.job.name, told.round.first)
 
     def _again(self) -> list[Round]:
         """The cases of known findings: whether they still fail comes first."""
@@ -145,13 +151,35 @@ class Campaign:
         numbers = {name: self._left(name, out) for name in known}
         begun = {one.job.name for one in self.flying.values()}
         choice = {name: one for name, one in known.items() if one.rounds or name not in begun} or known
-        names = next_jobs(choice, seconds_of_a_turn(known) * workers, offset)
-        rounds = [
-            round_of(self.knowledge.name, jobs[one], next(numbers[one]), self._regions(jobs[one]), known[one].guides)
-            for one in names
-        ]
+        names = list(next_jobs(choice, seconds_of_a_turn(known) * workers, offset))
+        names = [name for name in self._given_by_others(known) if name not in names] + names
+        rounds = [self._round(jobs[one], next(numbers[one])) for one in names]
         fresh = [one for one in rounds if not one.number]
         return sorted(rounds, key=lambda one: one.job.prop is not EQUIVALENCE) if fresh else rounds
+
+    def _round(self, job: Job, number: int) -> Round:
+        first = () if self.corpus is None else self.corpus.first(job.name)
+        guides = self.knowledge.of(job.name).guides
+        return round_of(self.knowledge.name, job, number, self._regions(job), guides, first)
+
+    def _given_by_others(self, jobs: Iterable[str]) -> list[str]:
+        """Jobs of which others have cases that were not run here."""
+        return [] if self.corpus is None else [name for name in jobs if self.corpus.waits(name)]
+
+    def _taken(self, told: Ended) -> list[str]:
+        """Digests of the cases of others that a round has run; those that it has not go back.
+
+        A round ends with the first case that fails.
+        """
+        first, failure = told.round.first, told.outcome.first_failure
+        if self.corpus is None or not first:
+            return []
+        done = 0 if told.cut else len(first)
+        if failure is not None and (text := dumps(failure.case)) in first:
+            done = first.index(text) + 1
+        self.corpus.give_back(told.round.job.name, first[done:])
+        self.corpus.taken += done
+        return [digest(one) for one in first[:done]]
 
     def _left(self, job: str, out: Collection[tuple[str, int]]) -> Iterator[int]:
         """Yield the numbers of a job's rounds that are neither over nor given out."""
@@ -189,6 +217,7 @@ class Campaign:
     def _take_round(self, told: Ended) -> None:
         outcome, job = told.outcome, told.round.job
         if told.cut and not outcome.cases:
+            self._taken(told)
             return  # its time was up before it began
         before = self.knowledge.of(job.name)
         found = self.causes.told(told.kept, outcome.region)
@@ -210,6 +239,7 @@ class Campaign:
             new=[[list(kind), dumps(case)] for kind, case in before.new_in(outcome.kinds).items()],
             guides=[dumps(case) for case in outcome.guides],
             found=found,
+            taken=self._taken(told),
             cut=told.cut,
         )
 
