@@ -50,7 +50,7 @@ OF_FOLDERS = {
     "device/backends/vllm_ascend": {"vllm_ascend", "vllm"},
     "device/virtual/triton": {"triton", "numpy", "ml_dtypes"},
     "npudiff/serve": {"starlette", "uvicorn"},
-    "npudiff/campaign": {"ray"},
+    "npudiff/campaign": {"ray", "fsspec"},
 }  # fmt: skip
 """What some rooms import besides: backends themselves, what a stand-in has to answer, and what an extra installs."""
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
@@ -265,6 +265,7 @@ WRITERS = {
     "npudiff/files/writing.py": "the writer",
     "npudiff/score/substitute.py": "appends to a file of a folder that was made for one run",
     "npudiff/commands/gate.py": "appends to the summary that GitHub's runner names",
+    "npudiff/campaign/store.py": "writes behind a URL that the user names, by fsspec",
     "device/virtual/sealed.py": "makes folders that others cannot write",
 }
 

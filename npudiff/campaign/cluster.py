@@ -13,7 +13,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from npudiff.campaign.causes import Causes
 from npudiff.campaign.rounds import CardLost, Ended, Failed, Round, is_cut, task_of
-from npudiff.campaign.team import VISIBLE, Told
+from npudiff.campaign.team import VISIBLE, Told, Turns
 from npudiff.errors import DeviceLost, UsageError
 from npudiff.files.writing import file_name, write_file
 from npudiff.findings.finding import FINDING_FILE, finding_of_plain
@@ -112,14 +113,17 @@ class RayTeam:
         """As of ``Team``."""
         return f"{counted(self.size, 'card' if self._cards else 'worker')} of Ray"
 
-    def run(self, rounds: Sequence[Round], causes: Causes, until: float | None) -> Iterator[Told]:
+    def run(self, turns: Turns, causes: Causes, until: float | None) -> Iterator[Told]:
         """As of ``Team``; a card that is lost keeps its actor, which is given nothing any more."""
-        waiting, free = list(reversed(rounds)), list(self._actors)
+        waiting: deque[Round] = deque()
+        free = list(self._actors)
         running: dict[Any, tuple[Any, Round]] = {}
         try:
             while free or running:
-                while free and waiting:
-                    actor, one = free.pop(), waiting.pop()
+                while free and (waiting or (following := next(turns, ()))):
+                    if not waiting:
+                        waiting.extend(following)
+                    actor, one = free.pop(), waiting.popleft()
                     seconds = None if until is None else until - time.monotonic()
                     running[actor.run.remote(self._request, round_to_text(one), seconds)] = actor, one
                 if not running:
@@ -145,7 +149,7 @@ class RayTeam:
         except self._ray.exceptions.RayError as error:  # the process or the node is gone, and Ray has given up
             return Failed(one, f"{type(error).__name__}: {error}")
         if "lost" in answer:
-            return CardLost(answer["card"], answer["lost"])
+            return CardLost(answer["card"], answer["lost"], one)
         if "defect" in answer:
             return Failed(one, answer["defect"])
         outcome, kept = outcome_from_message(one.job, answer["outcome"])
@@ -275,11 +279,12 @@ def round_to_text(one: Round) -> str:
         "seed": one.seed,
         "regions": [dict(region) for region in one.regions],
     }
-    return json.dumps({**plain, "given": one.given, "corpus": one.corpus})
+    return json.dumps({**plain, "given": one.given, "corpus": one.corpus, "first": one.first})
 
 
 def round_from_text(text: str, jobs: Mapping[str, Job]) -> Round:
     """Return the round that a text says; raises ``KeyError`` if there is no such job."""
     plain = json.loads(text)
     given, corpus = (None if plain[name] is None else tuple(plain[name]) for name in ("given", "corpus"))
-    return Round(jobs[plain["job"]], plain["number"], plain["seed"], tuple(plain["regions"]), given, corpus)
+    regions, first = tuple(plain["regions"]), tuple(plain["first"])
+    return Round(jobs[plain["job"]], plain["number"], plain["seed"], regions, given, corpus, first)

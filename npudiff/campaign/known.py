@@ -45,6 +45,8 @@ class JobKnowledge:
     """Regions of a case that brought something new, to that case as JSON."""
     guides: list[str] = field(default_factory=list)
     """Cases as JSON that took a new branch of the implementation, where that can be seen."""
+    taken: set[str] = field(default_factory=set)
+    """Digests of cases of a corpus that were run here, and came from others."""
     failures: int = 0
     """Rounds that failed in a row, by no fault of a case."""
     gain: float = 0.0
@@ -83,6 +85,7 @@ class JobKnowledge:
             self.pairs.update(itertools.combinations(kind, 2))
             self.corpus[tuple(kind)] = case
         gain = OF_A_REGION * (len(self.regions) - before[0]) + OF_A_PAIR * (len(self.pairs) - before[1])
+        self.taken.update(entry.get("taken", ()))
         self.guides += [case for case in entry["guides"] if case not in self.guides]
         gain += OF_A_REGION * len(entry["guides"])
         gain += OF_A_CAUSE * sum(found["new"] for found in entry["found"])
@@ -143,6 +146,8 @@ class Knowledge:
     """Folders of findings whose case has held since."""
     lost: list[tuple[str, str]] = field(default_factory=list)
     """Cards that were lost, and what was seen."""
+    restarted: list[tuple[str, str]] = field(default_factory=list)
+    """Workers that were gone, and what was seen; what they ran was run again."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Jobs of which a round failed by no fault of a case, and why."""
     sessions: int = 0
@@ -171,6 +176,8 @@ class Knowledge:
             self._take_again(entry)
         elif kind == "lost":
             self.lost.append((entry["card"], entry["why"]))
+        elif kind == "restarted":
+            self.restarted.append((entry["worker"], entry["why"]))
         elif kind == "failed":
             self.failed.append((entry["job"], entry["why"]))
             self.of(entry["job"]).failures += 1

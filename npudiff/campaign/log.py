@@ -116,6 +116,7 @@ _SHAPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     },
     "again": {"folder": str, "fails": bool},
     "lost": {"card": str, "why": str},
+    "restarted": {"worker": str, "why": str},
     "failed": {"job": str, "why": str},
 }  # fmt: skip
 
@@ -131,7 +132,9 @@ def _entry(line: bytes) -> Mapping[str, Any] | None:
         return None
     parts: list[tuple[object, Callable[[Any], bool]]] = [(one, _is_kind) for one in entry.get("new", ())]
     parts += [(one, _is_found) for one in entry.get("found", ())]
-    parts += [(one, _is_text) for one in entry.get("guides", ())]
+    if not isinstance(entry.get("taken", []), list):
+        return None
+    parts += [(one, _is_text) for name in ("guides", "taken") for one in entry.get(name, ())]
     return entry if all(fits(one) for one, fits in parts) else None
 
 

@@ -1,18 +1,23 @@
-"""The loop of a campaign: turns of rounds, each written down as it ends, until the time is up or somebody ends it."""
+"""The loop of a campaign: rounds, each written down as it ends, until the time is up or somebody ends it.
+
+Rounds are chosen for a turn at a time, by what is known when those of the turn before are given out. Some of these
+still run then, and are neither chosen again nor waited for.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from npudiff.campaign.causes import Causes
+from npudiff.campaign.corpus import Corpus, digest
 from npudiff.campaign.known import JobKnowledge, Knowledge
 from npudiff.campaign.log import CampaignLog
-from npudiff.campaign.rounds import CardLost, Ended, Failed, Round, narrowed, round_of
+from npudiff.campaign.rounds import CardLost, Ended, Failed, Restarted, Round, narrowed, round_of
 from npudiff.campaign.shares import next_jobs
 from npudiff.campaign.team import Team, Told
 from npudiff.errors import DeviceLost
@@ -24,8 +29,8 @@ from npudiff.model.job import Job, Verdict
 from npudiff.run.plan import Plan
 
 TURN_SECONDS, LONGEST_ROUNDS = 20.0, 3.0
-"""Seconds of a turn on each worker, or so many of the longest rounds if that is more: what was learned in it decides on
-the next one, and at its end workers wait for each other."""
+"""Seconds of a turn on each worker, or so many of the longest rounds if that is more: what was learned by its end
+decides on the next one, which has a process of its own on each worker."""
 
 MOST_FAILURES = 3
 """Rounds of a job that fail in a row, by no fault of a case, after which it is not run any more."""
@@ -56,11 +61,15 @@ class Campaign:
     log: CampaignLog
     tell: Callable[[], None] = lambda: None
     """Called after each round."""
+    corpus: Corpus | None = None
+    """What campaigns have in common; None without."""
     started: float = field(default_factory=time.monotonic)
     cases: int = 0
     """Cases of this session."""
     problems: list[str] = field(default_factory=list)
     """What could not be written."""
+    flying: dict[int, Round] = field(default_factory=dict)
+    """Rounds that are given out and have not ended, by ``id``."""
 
     @classmethod
     def begun(cls, plan: Plan, root: Path, knowledge: Knowledge, log: CampaignLog) -> Campaign:
@@ -88,17 +97,36 @@ class Campaign:
         self.log.add("session", workers=team.size, jobs=len(self.plan.jobs))
         for job in self.plan.jobs:
             self.knowledge.of(job.name).failures = 0  # of another session, perhaps of another version
-        self._turn(team, self._again(), until)
+        for told in team.run(self._turns(team, until), self.causes, until):
+            self._landed(told)
+            self._take(told)
+            self.tell()
+        if not team.size:
+            gone, why = (*self.knowledge.restarted, *self.knowledge.lost)[-1]
+            raise DeviceLost(f"nobody is left to run anything; the last one, {gone}: {why}")
+
+    def _turns(self, team: Team, until: float | None) -> Iterator[Sequence[Round]]:
+        """Yield the rounds of one turn after the other, and none where that has to wait for those that run."""
+        if again := self._again():
+            yield self._given_out(again)
         turn = 0
-        while until is None or time.monotonic() < until:
-            if not team.size:
-                card, why = self.knowledge.lost[-1]
-                raise DeviceLost(f"no card is left; the last one, {card}: {why}")
+        while team.size and (until is None or time.monotonic() < until):
             rounds = self._next(team.size, turn)
-            if not rounds:
+            if not rounds and not self.flying:
                 return
-            self._turn(team, rounds, until)
-            turn += 1
+            yield self._given_out(rounds)
+            turn += bool(rounds)
+
+    def _given_out(self, rounds: Sequence[Round]) -> Sequence[Round]:
+        self.flying.update({id(one): one for one in rounds})
+        return rounds
+
+    def _landed(self, told: Told) -> None:
+        """Take a round as one that runs no more; what a worker or a card was lost with is run elsewhere."""
+        if told.round is not None:
+            self.flying.pop(id(told.round), None)
+            if self.corpus is not None and isinstance(told, CardLost | Restarted):
+                self.corpus.give_back(told.round.job.name, told.round.first)
 
     def _again(self) -> list[Round]:
         """The cases of known findings: whether they still fail comes first."""
@@ -116,17 +144,46 @@ class Campaign:
         jobs = {job.name: job for job in self.plan.jobs if job.name not in given_up}
         known: dict[str, JobKnowledge] = {name: self.knowledge.of(name) for name in jobs}
         if not jobs or (turn and not any(one.cases for one in known.values())):
-            return []  # nothing can be drawn
+            return []  # nothing can be drawn, unless what runs shows otherwise
         done = sum(one.rounds for one in known.values())
         offset = seed_of(self.knowledge.name, done, "offset") / 2**63
-        names = next_jobs(known, seconds_of_a_turn(known) * workers, offset)
-        numbers = {name: known[name].left() for name in jobs}
-        rounds = [
-            round_of(self.knowledge.name, jobs[one], next(numbers[one]), self._regions(jobs[one]), known[one].guides)
-            for one in names
-        ]
+        out = {(one.job.name, one.number) for one in self.flying.values() if one.given is None}
+        numbers = {name: self._left(name, out) for name in known}
+        begun = {one.job.name for one in self.flying.values()}
+        choice = {name: one for name, one in known.items() if one.rounds or name not in begun} or known
+        names = list(next_jobs(choice, seconds_of_a_turn(known) * workers, offset))
+        names = [name for name in self._given_by_others(known) if name not in names] + names
+        rounds = [self._round(jobs[one], next(numbers[one])) for one in names]
         fresh = [one for one in rounds if not one.number]
         return sorted(rounds, key=lambda one: one.job.prop is not EQUIVALENCE) if fresh else rounds
+
+    def _round(self, job: Job, number: int) -> Round:
+        first = () if self.corpus is None else self.corpus.first(job.name)
+        guides = self.knowledge.of(job.name).guides
+        return round_of(self.knowledge.name, job, number, self._regions(job), guides, first)
+
+    def _given_by_others(self, jobs: Iterable[str]) -> list[str]:
+        """Jobs of which others have cases that were not run here."""
+        return [] if self.corpus is None else [name for name in jobs if self.corpus.waits(name)]
+
+    def _taken(self, told: Ended) -> list[str]:
+        """Digests of the cases of others that a round has run; those that it has not go back.
+
+        A round ends with the first case that fails.
+        """
+        first, failure = told.round.first, told.outcome.first_failure
+        if self.corpus is None or not first:
+            return []
+        done = 0 if told.cut else len(first)
+        if failure is not None and (text := dumps(failure.case)) in first:
+            done = first.index(text) + 1
+        self.corpus.give_back(told.round.job.name, first[done:])
+        self.corpus.taken += done
+        return [digest(one) for one in first[:done]]
+
+    def _left(self, job: str, out: Collection[tuple[str, int]]) -> Iterator[int]:
+        """Yield the numbers of a job's rounds that are neither over nor given out."""
+        return (number for number in self.knowledge.of(job).left() if (job, number) not in out)
 
     def _regions(self, job: Job) -> list[Any]:
         """Where a job is known to fail, and its subject's equivalence, as far as anything else is left."""
@@ -134,19 +191,14 @@ class Campaign:
         regions = list(self.knowledge.regions_of(sorted(names)))
         return regions if regions and narrowed(job, regions) is not None else []
 
-    def _turn(self, team: Team, rounds: Sequence[Round], until: float | None) -> None:
-        if not rounds:
-            return
-        for told in team.run(rounds, self.causes, until):
-            self._take(told)
-            self.tell()
-
     def _take(self, told: Told) -> None:
         """Write down what has happened."""
         if isinstance(told, Failed):
             self.log.add("failed", job=told.round.job.name, number=told.round.number, why=told.why[-2000:])
         elif isinstance(told, CardLost):
             self.log.add("lost", card=told.card, why=told.why)
+        elif isinstance(told, Restarted):
+            self.log.add("restarted", worker=told.worker, why=told.why)
         elif told.round.given is not None:
             self._take_again(told)
         else:
@@ -165,6 +217,7 @@ class Campaign:
     def _take_round(self, told: Ended) -> None:
         outcome, job = told.outcome, told.round.job
         if told.cut and not outcome.cases:
+            self._taken(told)
             return  # its time was up before it began
         before = self.knowledge.of(job.name)
         found = self.causes.told(told.kept, outcome.region)
@@ -186,6 +239,7 @@ class Campaign:
             new=[[list(kind), dumps(case)] for kind, case in before.new_in(outcome.kinds).items()],
             guides=[dumps(case) for case in outcome.guides],
             found=found,
+            taken=self._taken(told),
             cut=told.cut,
         )
 

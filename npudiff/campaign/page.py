@@ -146,6 +146,7 @@ def notes_of(campaign: Campaign) -> list[str]:
     """Return what a reader has to know besides, a line each: what was lost, what is fixed."""
     knowledge = campaign.knowledge
     notes = [f"Card {card} is lost, and not used any more: {why}" for card, why in knowledge.lost]
+    notes += [f"{worker} was lost, and what it ran was run again: {why}" for worker, why in knowledge.restarted[-3:]]
     notes += [f"{name} is not run any more, since its rounds failed one after the other." for name in campaign.given_up]
     notes += [f"A round of {job} failed by no fault of a case: {why}" for job, why in knowledge.failed[-3:]]
     notes += [f"Holds by now: {folder}" for folder in knowledge.fixed]

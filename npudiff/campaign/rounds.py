@@ -45,9 +45,18 @@ class Round:
     """Cases as JSON that are run in place of drawn ones; None to draw."""
     corpus: tuple[str, ...] | None = None
     """Cases as JSON that took new branches, from which a guided round goes on; None for plain draws."""
+    first: tuple[str, ...] = ()
+    """Cases as JSON of other campaigns, which are run before any is drawn."""
 
 
-def round_of(name: str, job: Job, number: int, regions: Sequence[Region] = (), corpus: Sequence[str] = ()) -> Round:
+def round_of(
+    name: str,
+    job: Job,
+    number: int,
+    regions: Sequence[Region] = (),
+    corpus: Sequence[str] = (),
+    first: Sequence[str] = (),
+) -> Round:
     """Return a round of a campaign of this name.
 
     Parameters
@@ -63,11 +72,13 @@ def round_of(name: str, job: Job, number: int, regions: Sequence[Region] = (), c
     corpus : sequence of str
         Cases that took new branches, the newest last: every second round of a job whose branches can be seen goes on
         from the last ones.
+    first : sequence of str
+        Cases of other campaigns that come before those that are drawn.
     """
     inside = number % LOOKS_INSIDE == LOOKS_INSIDE - 1
     regions = () if inside or narrowed(job, regions) is None else tuple(regions)
     follows = tuple(corpus[-MOST_GUIDES:]) if number % 2 and can_be_guided(job) else None
-    return Round(job, number, seed_of(name, number, job.name), regions, corpus=follows)
+    return Round(job, number, seed_of(name, number, job.name), regions, corpus=follows, first=tuple(first))
 
 
 def narrowed(job: Job, regions: Sequence[Region]) -> Job | None:
@@ -111,8 +122,9 @@ def task_of(plan: Plan, one: Round, keep: Keep | None, until: float | None) -> T
         budget = replace(budget, guided=True, corpus=one.corpus)
     if one.given is not None:
         budget = replace(budget, examples=0, explicit_cases=one.given, shrink=False, explains=False)
-    elif one.number:
-        budget = replace(budget, explicit_cases=())
+    else:
+        shared = () if one.number else budget.explicit_cases
+        budget = replace(budget, explicit_cases=(*shared, *one.first))
     return Task(job or one.job, budget, keep)
 
 
@@ -142,6 +154,18 @@ class CardLost:
 
     card: str
     why: str
+    round: Round
+    """What it ran, which is run elsewhere."""
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """A worker whose process, or whose machine, was gone; what it ran is run again."""
+
+    worker: str
+    why: str
+    round: Round | None = None
+    """What it ran, if nobody has run it again by now."""
 
 
 def is_cut(outcome: Outcome, until: float | None) -> bool:

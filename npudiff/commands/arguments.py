@@ -253,6 +253,12 @@ def _add_campaign(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="run on a Ray cluster: the one that this machine belongs to or a new one, or the one of an address",
     )
     campaign.add_argument("--cards", type=positive, metavar="N", help="a worker for each of so many cards")
+    campaign.add_argument(
+        "--corpus",
+        metavar="DIR|URL",
+        help="cases that campaigns have in common: a folder, or what fsspec opens, such as s3://bucket/corpus; those "
+        "of others are run first, own ones are added",
+    )
     _add_shared(campaign)
     _add_run(campaign)
     _add_json(campaign)

@@ -11,17 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from npudiff.campaign.corpus import Corpus
 from npudiff.campaign.known import Knowledge
 from npudiff.campaign.log import CampaignLog
 from npudiff.campaign.loop import Campaign
 from npudiff.campaign.page import PAGE, PageKeeper, margins_of
 from npudiff.campaign.progress import CampaignProgress
 from npudiff.campaign.rounds import BATCH
+from npudiff.campaign.store import Store, store_of
 from npudiff.campaign.team import LocalTeam, Team, cards_named
 from npudiff.commands.check import request_of
 from npudiff.errors import ExitCode, UsageError
 from npudiff.files.unwritten import Unwritten
-from npudiff.files.writing import JOURNALS, begin_output
+from npudiff.files.writing import JOURNALS, begin_output, reason
 from npudiff.findings.shared import plan_with_shared
 from npudiff.run import guardian
 from npudiff.run.events import Event, JobStarted
@@ -42,6 +44,7 @@ def campaign(options: argparse.Namespace) -> int:
     if not can_isolate():
         raise UsageError("a campaign needs Linux: its workers are forked")
     plan = plan_with_shared(_request(options))
+    store = None if options.corpus is None else store_of(options.corpus)
     begin_output(options.output)
     console, unwritten = Console(verbose=options.verbose), Unwritten()
     console.header(plan)
@@ -50,6 +53,7 @@ def campaign(options: argparse.Namespace) -> int:
     name = None if options.seed is None else str(options.seed)
     with CampaignLog(options.output, knowledge, name) as log:
         running = Campaign.begun(plan, options.output, knowledge, log)
+        running.corpus = None if store is None else _corpus(store, running)
         _say_begun(running, options.output, console, log.unread)
         if options.json is not None:
             options.json.content = lambda: {"campaign": content_of(running)}
@@ -66,6 +70,8 @@ def _run(running: Campaign, team: Team, options: argparse.Namespace, console: Co
     def told() -> None:
         progress.show(running)
         page.write(team.where, live=True)
+        if running.corpus is not None:
+            running.corpus.keep()
 
     running.tell = told
     page.write(team.where, live=True)
@@ -73,10 +79,26 @@ def _run(running: Campaign, team: Team, options: argparse.Namespace, console: Co
         running.run(team, None if options.time is None else time.monotonic() + options.time)
     finally:
         progress.close()
+        if running.corpus is not None:
+            running.corpus.keep(now=True)
+            if running.corpus.problem:
+                unwritten.note("the corpus", running.corpus.problem)
+                unwritten.asked = True
         page.write(team.where, live=False)
         for why, count in Counter(running.problems).items():
             unwritten.note(f"parts of {counted(count, 'finding')}", why)
         _say_ended(running, console, team.where, options.output)
+
+
+def _corpus(store: Store, running: Campaign) -> Corpus:
+    """Return the corpus, of which everything is read."""
+    jobs = [job.name for job in running.plan.jobs]
+    corpus = Corpus(store, jobs, running.knowledge, lambda: [one.finding for one in running.causes.findings.values()])
+    try:
+        corpus.read()
+    except OSError as error:
+        raise UsageError(f"--corpus {reason(error)}") from None
+    return corpus
 
 
 def _request(options: argparse.Namespace) -> Any:  # noqa: ANN401 - a request
@@ -127,6 +149,8 @@ def _say_begun(running: Campaign, root: Path, console: Console, unread: int) -> 
     if knowledge.sessions:
         cases = counted(sum(one.cases for one in known), "case")
         lines.append(f"goes on with {cases} and {counted(len(knowledge.causes), 'finding')} of before")
+    if running.corpus is not None:
+        lines.append(f"corpus {running.corpus.where}: {counted(running.corpus.waiting, 'case')} of others come first")
     if unread:
         lines.append(
             f"{counted(unread, 'line')} of its log could not be read, and {'is' if unread == 1 else 'are'} left out"
@@ -146,6 +170,8 @@ def _say_ended(running: Campaign, console: Console, where: str, root: Path) -> N
     console.lines([f"  {one.worst:.3f} {one.job} · {one.case}" for one in margins])
     console.lines([f"holds by now: {folder}" for folder in knowledge.fixed])
     console.lines([f"card {card} was lost: {why}" for card, why in knowledge.lost])
+    console.lines([f"{worker} was lost, and what it ran was run again: {why}" for worker, why in knowledge.restarted])
+    console.lines(_corpus_lines(running.corpus))
     for job in running.given_up:
         why = next(why for name, why in reversed(knowledge.failed) if name == job)
         console.verdict(f"{job} is not run any more: {why}", "red")
@@ -159,6 +185,14 @@ def _say_ended(running: Campaign, console: Console, where: str, root: Path) -> N
         str(root / PAGE),
     ]
     console.verdict(" · ".join(said), "red" if knowledge.causes or not cases else "green")
+
+
+def _corpus_lines(corpus: Corpus | None) -> list[str]:
+    if corpus is None:
+        return []
+    added = f"{counted(corpus.added, 'case')} added"
+    unread = f" · {counted(corpus.unread, 'object')} there could not be read" if corpus.unread else ""
+    return [f"corpus {corpus.where}: {counted(corpus.taken, 'case')} of others run · {added}{unread}"]
 
 
 def content_of(running: Campaign) -> Mapping[str, Any]:
@@ -188,4 +222,16 @@ def content_of(running: Campaign) -> Mapping[str, Any]:
         ],
         "fixed": list(knowledge.fixed),
         "lost": [{"card": card, "why": why} for card, why in knowledge.lost],
+        "restarted": [{"worker": worker, "why": why} for worker, why in knowledge.restarted],
+        **({} if running.corpus is None else {"corpus": _content_of_corpus(running.corpus)}),
+    }
+
+
+def _content_of_corpus(corpus: Corpus) -> Mapping[str, Any]:
+    return {
+        "where": corpus.where,
+        "taken": corpus.taken,
+        "added": corpus.added,
+        "waiting": corpus.waiting,
+        "unread": corpus.unread,
     }

@@ -168,43 +168,93 @@ def run_in_workers(
     WorkerFailed
         If something other than an implementation raised, or a process died.
     """
-    context = multiprocessing.get_context("fork")
     team: dict[Connection, _Member] = {}
     waiting = batches(tasks, range(len(tasks)))
     try:
         for number, batch in enumerate(itertools.islice(waiting, workers)):
-            ours, theirs = context.Pipe()
-            not_theirs = [ours, *team]  # a worker that held these would never see that its parent is gone
-            process: BaseProcess = context.Process(
-                target=_work, args=(theirs, tasks, not_theirs, begun, number), daemon=True
-            )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
-                process.start()
-            theirs.close()
-            team[ours] = _Member(number, process, batch)
-            _give(ours, tasks, batch, tell, stage)
+            process = WorkerProcess(number, tasks, team, begun)
+            team[process.connection] = _Member(process, batch)
+            _give(process, tasks, batch, tell, stage)
         yield from _collected(tasks, team, waiting, tell, stage)
-        for ours, member in team.items():
-            ours.close()
-            member.process.join(_CLOSING)
+        for member in team.values():
+            member.process.close()
     finally:
-        for ours, member in team.items():
-            member.process.terminate()
-            member.process.join()
-            ours.close()
+        for member in team.values():
+            member.process.end()
+
+
+class WorkerProcess:
+    """A forked process that runs those of some tasks whose numbers it is given.
+
+    Parameters
+    ----------
+    number : int
+        Its number.
+    tasks : sequence of Task
+        All that it may be given.
+    others : collection of Connection
+        The ends of other workers that this process holds.
+    begun : callable
+        Called in the process with its number, before anything else.
+    """
+
+    def __init__(
+        self, number: int, tasks: Sequence[Task], others: Collection[Connection], begun: Callable[[int], None]
+    ) -> None:
+        context = multiprocessing.get_context("fork")
+        self.number = number
+        self.connection, theirs = context.Pipe()
+        not_theirs = [self.connection, *others]  # a worker that held these would never see that its parent is gone
+        self._process: BaseProcess = context.Process(
+            target=_work, args=(theirs, tasks, not_theirs, begun, number), daemon=True
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
+            self._process.start()
+        theirs.close()
+
+    def give(self, batch: Sequence[int]) -> None:
+        """Have it run tasks, one after the other."""
+        self.connection.send_bytes(json.dumps(batch).encode())
+
+    def received(self, job: Job) -> dict[str, Any]:
+        """Return what it says of the task of a job, for which this waits.
+
+        Raises
+        ------
+        WorkerFailed
+            If something other than an implementation raised, or the process died; its ``task`` is not set.
+        DeviceLost
+            If it gets no known answer from its device.
+        """
+        try:
+            return _received(self.connection, self._process, job)
+        except DeviceLost as error:
+            error.worker = self.number
+            raise
+
+    def close(self) -> None:
+        """Have it end by itself; one that takes too long is ended."""
+        self.connection.close()
+        self._process.join(_CLOSING)
+        self.end()
+
+    def end(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.join()
+        self.connection.close()
 
 
 class _Member(NamedTuple):
     """A worker and the numbers of its tasks that have not ended, the one that runs first."""
 
-    number: int
-    process: BaseProcess
+    process: WorkerProcess
     left: tuple[int, ...]
 
 
-def _give(worker: Connection, tasks: Sequence[Task], batch: Sequence[int], tell: Listener, stage: str) -> None:
-    worker.send_bytes(json.dumps(batch).encode())
+def _give(worker: WorkerProcess, tasks: Sequence[Task], batch: Sequence[int], tell: Listener, stage: str) -> None:
+    worker.give(batch)
     tell(JobStarted(tasks[batch[0]].job, stage))
 
 
@@ -221,14 +271,12 @@ def _collected(
     while busy:
         for ready in wait(list(busy)):
             assert isinstance(ready, Connection)  # noqa: S101 - what wait was given
-            number, process, (index, *left) = team[ready]
+            process, (index, *left) = team[ready]
             try:
-                message = _received(ready, process, tasks[index].job)
+                message = process.received(tasks[index].job)
             except (WorkerFailed, KeyboardInterrupt, DeviceLost) as error:
                 if isinstance(error, WorkerFailed):
                     error.task = index
-                elif isinstance(error, DeviceLost):
-                    error.worker = number
                 defect = defect or error
                 busy.remove(ready)
                 continue
@@ -239,11 +287,11 @@ def _collected(
             if not following:
                 busy.remove(ready)
             else:
-                team[ready] = _Member(number, process, following)
+                team[ready] = _Member(process, following)
                 if left:
                     tell(JobStarted(tasks[following[0]].job, stage))
                 else:
-                    _give(ready, tasks, following, tell, stage)
+                    _give(process, tasks, following, tell, stage)
             yield index, *outcome_from_message(tasks[index].job, message)
     if defect is not None:
         raise defect

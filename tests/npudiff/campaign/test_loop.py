@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from dataclasses import replace
@@ -32,13 +33,14 @@ class Team:
         self.told, self.size, self.turns = told, size, turns
         self.ran = []
 
-    def run(self, rounds, causes, until):
-        self.turns -= 1
-        if self.turns < 0:
-            raise KeyboardInterrupt
-        for one in rounds:
-            self.ran.append((one.job.name, one.number))
-            yield self.told(one) or Ended(one, Outcome(one.job, cases=5, seconds=4.0), (), cut=False)
+    def run(self, turns, causes, until):
+        for rounds in itertools.islice(turns, self.turns):
+            for one in rounds:
+                self.ran.append((one.job.name, one.number))
+                yield self.told(one) or Ended(one, Outcome(one.job, cases=5, seconds=4.0), (), cut=False)
+                if not self.size:
+                    return
+        raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_without_a_card_it_ends(toy, tmp_path):
 
     def lost(one):
         team.size = 0
-        return CardLost("5", "no known answer")
+        return CardLost("5", "no known answer", one)
 
     team.told = lost
     knowledge = Knowledge("here 0")
@@ -127,13 +129,13 @@ def test_a_card_that_is_lost_is_taken_out_and_its_rounds_go_elsewhere(toy, monke
     team = LocalTeam(plan, 1, cards)
     assert team.where == "2 cards"
     rounds = [round_of("name", job, number) for number in range(6)]
-    told = list(team.run(rounds, NOWHERE, None))
+    told = list(team.run(iter([rounds]), NOWHERE, None))
     (lost,) = [one for one in told if isinstance(one, CardLost)]
     assert (lost.card, lost.why) == ("7", "no known answer")
     assert team.where == "1 card"
     left = [one for one in rounds if one not in [end.round for end in told if isinstance(end, Ended)]]
-    assert left
-    rest = list(team.run(left, NOWHERE, None))
+    assert left == [lost.round]  # the other card has run the rest
+    rest = list(team.run(iter([left]), NOWHERE, None))
     assert [one.round for one in rest] == left
 
 
@@ -148,11 +150,55 @@ def test_a_worker_that_dies_loses_its_round_only(toy):
     rounds = [round_of("name", job, number) for number in range(4)]
     rounds[1] = replace(rounds[1], given=('{"numbers":[999],"kind":"plain"}',))
     team = LocalTeam(plan, 2)
-    told = list(team.run(rounds, NOWHERE, None))
+    told = list(team.run(iter([rounds]), NOWHERE, None))
     (failed,) = [one for one in told if isinstance(one, Failed)]
     assert failed.round == rounds[1]
     assert "died: exit code 3" in failed.why
-    assert rounds[0] in [one.round for one in told if isinstance(one, Ended)]
+    ended = [one.round.number for one in told if isinstance(one, Ended)]
+    assert sorted(ended) == [0, 2, 3]
+
+
+def test_nobody_waits_for_the_end_of_a_turn(toy, tmp_path):
+    """One round is not over before rounds of the next two turns are: whoever is free goes on."""
+
+    def waits(inputs, target):
+        if inputs.x.numel() and float(inputs.x[0]) == 999:
+            while len(list(tmp_path.iterdir())) < 3:
+                time.sleep(0.005)
+        elif inputs.x.numel():
+            (tmp_path / str(float(inputs.x[0]))).touch()
+        return toy.double(inputs)
+
+    job = toy.job(waits)
+    plan = Plan(job.subject.target, (job,), (), Request(isolate=False, examples=1))
+    long, *short = [
+        replace(round_of("name", job, number), given=(f'{{"numbers":[{value}],"kind":"plain"}}',))
+        for number, value in enumerate((999, 1, 2, 3))
+    ]
+    team = LocalTeam(plan, 2)
+    told = list(team.run(iter([[long, short[0]], [short[1]], [short[2]]]), NOWHERE, None))
+    assert sorted(one.round.number for one in told) == [0, 1, 2, 3]
+    assert not any(one.outcome.findings for one in told)
+
+
+def test_a_round_that_runs_is_not_chosen_again(searched):
+    """One of the first rounds ends, the other one runs on while the next turns are asked for."""
+    team, given = Team(), []
+
+    def run(turns, causes, until):
+        rounds = next(turns)
+        given.extend((one.job.name, one.number) for one in rounds)
+        assert next(turns) == []  # nobody knows yet whether a case can be drawn
+        yield Ended(rounds[0], Outcome(rounds[0].job, cases=5, seconds=4.0), (), cut=False)
+        for later in itertools.islice(turns, 3):
+            given.extend((one.job.name, one.number) for one in later)
+        raise KeyboardInterrupt
+
+    team.run = run
+    campaign = searched(team)
+    assert len(given) > 8
+    assert len(set(given)) == len(given)
+    assert len(campaign.flying) == len(given) - 1
 
 
 def test_known_regions_are_left_out_but_now_and_then(toy):
