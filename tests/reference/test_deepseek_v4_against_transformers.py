@@ -32,12 +32,13 @@ KINDS = ("sliding_attention", *RATES)
 
 
 def configured(kind="compressed_sparse_attention", **changed):
-    named = dict(
-        hidden_size=64, moe_intermediate_size=32, num_attention_heads=HEADS, head_dim=DIM, q_lora_rank=48, o_groups=2,
-        o_lora_rank=16, index_n_heads=8, index_head_dim=32, index_topk=CHOSEN, num_hidden_layers=1, layer_types=[kind],
-        mlp_layer_types=["moe"], compress_rates=dict(RATES), sliding_window=WINDOW, partial_rotary_factor=ROPE / DIM,
-        attn_implementation="eager",
-    )  # fmt: skip
+    named = {
+        "hidden_size": 64, "moe_intermediate_size": 32, "num_attention_heads": HEADS, "head_dim": DIM,
+        "q_lora_rank": 48, "o_groups": 2, "o_lora_rank": 16, "index_n_heads": 8, "index_head_dim": 32,
+        "index_topk": CHOSEN, "num_hidden_layers": 1, "layer_types": [kind], "mlp_layer_types": ["moe"],
+        "compress_rates": dict(RATES), "sliding_window": WINDOW, "partial_rotary_factor": ROPE / DIM,
+        "attn_implementation": "eager",
+    }  # fmt: skip
     return deepseek.DeepseekV4Config(**(named | changed))
 
 
