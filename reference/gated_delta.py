@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from npudiff.reference.bounds import Expected, underflow_step, unit_roundoff
-from npudiff.reference.gated_delta_chunk import DeltaChunk, DeltaState
+from npudiff.reference.gated_delta_chunk import Bounded, DeltaChunk, DeltaState
 from npudiff.reference.views import moved_inputs
 
 NORM_EPSILON = 1e-6
@@ -18,6 +19,9 @@ CHUNK = 64
 
 CHUNK_OF_CHANNELS = 16
 """The same where decays are of channels, for which each pair of tokens has a number per channel."""
+
+STATES_TOGETHER = 2**17
+"""Elements of states that are computed together: few enough to stay in a cache, of as many sequences as have them."""
 
 
 @dataclass(frozen=True)
@@ -77,71 +81,143 @@ def gated_delta(inputs: GatedDeltaInputs) -> dict[str, Expected]:
         If shapes or slots contradict each other.
     """
     _validate(inputs)
-    dtype = inputs.value.dtype
     value = torch.zeros(inputs.value.shape, dtype=torch.float64)
-    bound = torch.full_like(value, torch.inf)
-    pool, pool_bound = inputs.states.to(torch.float64), torch.zeros(inputs.states.shape, dtype=torch.float64)
-    before = pool.clone()
+    bound = torch.empty_like(value)
+    bound[sum(inputs.lengths) :] = torch.inf
+    pool = inputs.states.to(torch.float64)
+    results = _Results(value, bound, pool, torch.zeros_like(pool))
+    for part in _parts(inputs):
+        _fill(inputs, part, results)
+    return {
+        "output": Expected(value, bound, inputs.value.dtype),
+        "states": Expected(pool, results.pool_bound, inputs.states.dtype),
+    }
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What is returned, float64: a bound is rounded where it is written."""
+
+    value: torch.Tensor
+    bound: torch.Tensor
+    pool: torch.Tensor
+    pool_bound: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sequences of one length, and heads of them, that are computed together."""
+
+    starts: torch.Tensor
+    """int64 ``[sequences]``: their first tokens."""
+    initial: torch.Tensor
+    """int64 ``[sequences]``."""
+    length: int
+    heads: slice
+    key_heads: slice
+
+    def rows(self, first: int, last: int) -> torch.Tensor | slice:
+        """Tokens of each sequence from one to another: ``[sequences, tokens]``, or of the only one."""
+        if len(self.starts) == 1:
+            start = int(self.starts)
+            return slice(start + first, start + last)
+        return self.starts.unsqueeze(1) + torch.arange(first, last)
+
+
+def _parts(inputs: GatedDeltaInputs) -> Iterator[_Part]:
+    """Yield parts of a batch whose states fit into a cache, together, or have one sequence and key head."""
+    heads, value_dim, key_dim = inputs.states.shape[1:]
+    key_heads = inputs.key.shape[1]
+    share = heads // key_heads
+    of_key_head = share * value_dim * key_dim
+    alike: dict[int, list[tuple[int, int]]] = {}
     start = 0
     for length, first in zip(inputs.lengths, inputs.initial.tolist(), strict=True):
-        state = DeltaState.exact(before[first] if first >= 0 else torch.zeros_like(before[0]))
-        for rows in _pieces(inputs, start, length):
-            chunk = _chunk(inputs, rows, state)
-            output = chunk.outputs()
-            value[rows], bound[rows] = output.value.transpose(0, 1), output.bound.transpose(0, 1)
-            for token, slot in enumerate(inputs.slots[rows].tolist()):
-                if slot >= 0:
-                    pool[slot], pool_bound[slot] = chunk.state_behind(token)
-            if rows.stop < start + length:
-                state = chunk.after()
+        alike.setdefault(length, []).append((start, first))
         start += length
-    rounded = bound + (value.abs() + bound) * unit_roundoff(dtype) + underflow_step(dtype)
-    return {"output": Expected(value, rounded, dtype), "states": _stored(inputs, pool, pool_bound)}
+    together = max(1, STATES_TOGETHER // max(1, of_key_head))
+    for length, found in alike.items():
+        sequences = max(1, together // max(1, key_heads))
+        for place in range(0, len(found) if length else 0, sequences):
+            starts, initial = torch.tensor(found[place : place + sequences]).unbind(1)
+            for head in range(0, key_heads, together):
+                own = slice(head, min(head + together, key_heads))
+                yield _Part(starts, initial, length, slice(own.start * share, own.stop * share), own)
 
 
-def _pieces(inputs: GatedDeltaInputs, start: int, length: int) -> list[slice]:
-    """The chunks of a sequence, from its first token on."""
+def _fill(inputs: GatedDeltaInputs, part: _Part, results: _Results) -> None:
+    """Compute a part, one chunk after the other."""
+    states = inputs.states[part.initial.clamp(min=0), part.heads].to(torch.float64)
+    states[part.initial < 0] = 0.0
+    state, sequences = DeltaState.exact(states.flatten(0, 1)), len(part.starts)
     most = CHUNK if inputs.channel_gate is None else CHUNK_OF_CHANNELS
-    return [slice(first, min(first + most, start + length)) for first in range(start, start + length, most)]
+    for first in range(0, part.length, most):
+        last = min(first + most, part.length)
+        rows = part.rows(first, last)
+        chunk = _chunk(inputs, part, rows, state)
+        output = _rounded(chunk.outputs(), inputs.value.dtype)
+        for whole, own in ((results.value, output.value), (results.bound, output.bound)):
+            by_token = own.view(sequences, -1, *own.shape[1:]).transpose(1, 2)
+            whole[:, part.heads][rows] = by_token[0] if isinstance(rows, slice) else by_token
+        _keep(inputs, part, rows, chunk, results)
+        if last < part.length:
+            state = chunk.after()
 
 
-def _chunk(inputs: GatedDeltaInputs, rows: slice, state: DeltaState) -> DeltaChunk:
-    heads = inputs.value.shape[1]
-    share = heads // inputs.key.shape[1]
-    query, key = (_by_head(one[rows], share, normalised=inputs.raw) for one in (inputs.query, inputs.key))
-    beta = inputs.beta[rows].to(torch.float64).transpose(0, 1)
-    gate = torch.zeros(beta.shape, dtype=torch.float64).unsqueeze(-1)
+def _keep(
+    inputs: GatedDeltaInputs, part: _Part, rows: torch.Tensor | slice, chunk: DeltaChunk, results: _Results
+) -> None:
+    """Write the states behind tokens that have a slot into the pool."""
+    slots = inputs.slots[rows].long().view(len(part.starts), -1)
+    kept = (slots >= 0).any(dim=0).nonzero().flatten().tolist()
+    size = max(1, STATES_TOGETHER // max(1, chunk.state.value.numel()))
+    for place in range(0, len(kept), size):
+        tokens = kept[place : place + size]
+        behind = _rounded(chunk.states_behind(tokens), inputs.states.dtype)
+        named = slots[:, tokens]
+        written = named >= 0
+        for whole, own in ((results.pool, behind.value), (results.pool_bound, behind.bound)):
+            by_slot = own.reshape(len(named), -1, *own.shape[1:]).transpose(1, 2)  # [sequences, tokens, heads, ...]
+            whole[:, part.heads][named[written]] = by_slot[written]
+
+
+def _rounded(number: Bounded, dtype: torch.dtype) -> Bounded:
+    """A number and its bound, which is stored in a dtype."""
+    bound = (number.value.abs() + number.bound).mul_(unit_roundoff(dtype)).add_(number.bound)
+    return Bounded(number.value, bound.add_(underflow_step(dtype)))
+
+
+def _chunk(inputs: GatedDeltaInputs, part: _Part, rows: torch.Tensor | slice, state: DeltaState) -> DeltaChunk:
+    share = (part.heads.stop - part.heads.start) // (part.key_heads.stop - part.key_heads.start)
+
+    def by_head(tensor: torch.Tensor, heads: slice) -> torch.Tensor:
+        """From ``[tokens, heads, ...]`` to ``[sequences * heads, tokens, ...]``, float64."""
+        some = tensor[rows, heads] if isinstance(rows, slice) else tensor[:, heads][rows]
+        wide = some.to(torch.float64)
+        return wide.transpose(0, 1) if isinstance(rows, slice) else wide.transpose(1, 2).flatten(0, 1)
+
+    def of_key_head(tensor: torch.Tensor) -> torch.Tensor:
+        wide = by_head(tensor, part.key_heads)
+        if inputs.raw:
+            wide = wide / (wide.square().sum(dim=-1, keepdim=True) + NORM_EPSILON).sqrt()
+        return wide if share == 1 else wide.repeat_interleave(share, dim=0)
+
+    beta = by_head(inputs.beta, part.heads)
+    gate = torch.zeros((), dtype=torch.float64).expand(beta.shape).unsqueeze(-1)
     if inputs.gate is not None:
-        gate = inputs.gate[rows].to(torch.float64).transpose(0, 1).unsqueeze(-1)
+        gate = by_head(inputs.gate, part.heads).unsqueeze(-1)
     if inputs.channel_gate is not None:
-        gate = gate + inputs.channel_gate[rows].to(torch.float64).transpose(0, 1)
+        gate = gate + by_head(inputs.channel_gate, part.heads)
     return DeltaChunk(
         state,
-        query * inputs.scale,
-        key,
-        inputs.value[rows].to(torch.float64).transpose(0, 1),
+        of_key_head(inputs.query) * inputs.scale,
+        of_key_head(inputs.key),
+        by_head(inputs.value, part.heads),
         torch.sigmoid(beta) if inputs.raw else beta,
         gate,
         narrow=inputs.value.dtype if inputs.chunked else None,
         raw=inputs.raw,
     )
-
-
-def _by_head(rows: torch.Tensor, share: int, *, normalised: bool) -> torch.Tensor:
-    """From ``[tokens, key_heads, dim]`` to ``[heads, tokens, dim]``, float64."""
-    wide = rows.to(torch.float64)
-    if normalised:
-        wide = wide / (wide.square().sum(dim=-1, keepdim=True) + NORM_EPSILON).sqrt()
-    return wide.transpose(0, 1).repeat_interleave(share, dim=0)
-
-
-def _stored(inputs: GatedDeltaInputs, pool: torch.Tensor, bound: torch.Tensor) -> Expected:
-    """The pool in its dtype: one rounding of what was written, and the bits of everything else."""
-    dtype = inputs.states.dtype
-    written = torch.zeros(len(pool), 1, 1, 1, dtype=torch.bool)
-    written[inputs.slots[inputs.slots >= 0].long()] = True
-    rounded = bound + (pool.abs() + bound) * unit_roundoff(dtype) + underflow_step(dtype)
-    return Expected(pool, torch.where(written, rounded, 0.0), dtype)
 
 
 def _validate(inputs: GatedDeltaInputs) -> None:

@@ -143,6 +143,79 @@ def test_bounds_do_not_explode_and_stay_sharp(decays, gates, chunked):
     assert float(blocks[-1] / sizes) < (0.5 if chunked else 0.02)
 
 
+@pytest.mark.parametrize("gates", ["head", "channel", "none"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_parts_are_what_they_are_by_themselves(monkeypatch, gates, chunked):
+    """Sequences of one length, heads and states are computed together: none of them sees another."""
+    requests = (Run(65), Run(3), Run(65, fresh=True), Run(3), Run(65), Run(1))
+    inputs = build_inputs(replace(PLAIN, requests=requests, gates=gates, chunked=chunked, key_dim=24, value_dim=16))
+    drafts = replace(PLAIN, requests=(Run(4), Run(4)), kept="each", gates=gates, key_dim=24, value_dim=16)
+    for given in [inputs] if chunked else [inputs, build_inputs(drafts)]:
+        together = gated_delta(given)
+        monkeypatch.setattr("npudiff.reference.gated_delta.STATES_TOGETHER", 1)
+        alone = gated_delta(given)
+        monkeypatch.undo()
+        for name, one in alone.items():
+            torch.testing.assert_close(together[name].value, one.value, rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(together[name].bound, one.bound, rtol=1e-9, atol=0)
+
+
+def drawn_chunk(state, tokens, channels, decay):
+    """A chunk whose numbers are drawn, with a decay of one token of about ``exp(-decay)``; and what turns a state."""
+    stream = Stream(8, "numbers")
+    heads, _, dim = state.shape.shape
+
+    def normal(*shape):
+        return stream.normal(shape, torch.float32).double()
+
+    key = torch.nn.functional.normalize(normal(heads, tokens, dim), dim=-1)
+    gate = -2 * decay * torch.sigmoid(normal(heads, tokens, channels))
+    beta = torch.sigmoid(normal(heads, tokens))
+    query, value = normal(heads, tokens, dim), normal(heads, tokens, state.value.shape[1])
+    turn = torch.eye(dim, dtype=torch.float64).expand(heads, -1, -1)
+    for token in range(tokens):
+        one = key[:, token]
+        forgets = torch.eye(dim, dtype=torch.float64) - beta[:, token, None, None] * one.unsqueeze(2) * one.unsqueeze(1)
+        turn = turn @ (torch.diag_embed(gate[:, token].exp().expand(-1, dim)) @ forgets)
+    return DeltaChunk(state, query, key, value, beta, gate, narrow=None), turn
+
+
+@pytest.mark.parametrize("channels", [1, 12])
+@pytest.mark.parametrize("decay", [0.0, 0.1, 20.0])
+def test_the_shape_behind_a_chunk_is_that_before_it_turned_token_by_token(channels, decay):
+    stream, heads, dim = Stream(9, "numbers"), 2, 12
+    root = stream.normal((heads, dim, dim), torch.float32).double()
+    spread = torch.full((heads, 5), 1e3, dtype=torch.float64)  # so that what tokens add is nothing beside it
+    shape = root @ root.mT
+    state = DeltaState(torch.zeros(heads, 5, dim, dtype=torch.float64), spread, shape, torch.zeros_like(spread))
+    chunk, turn = drawn_chunk(state, 7, channels, decay)
+    right = turn.mT @ shape @ turn
+    left = right.diagonal(dim1=1, dim2=2).mean(dim=-1).clamp(max=1.0)[:, None, None]
+    after = chunk.after()
+    torch.testing.assert_close(after.shape, right / left + torch.eye(dim, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    if decay < 1:
+        torch.testing.assert_close(after.spread, spread * left[..., 0], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("gates", ["none", "head"])
+def test_what_is_forgotten_altogether_leaves_no_shape(gates):
+    """Orthogonal keys with beta 1 overwrite a whole state: of the difference float64 leaves what means nothing."""
+    stream, heads, dim = Stream(10, "numbers"), 3, 8
+    basis, _ = torch.linalg.qr(stream.normal((heads, dim, dim), torch.float32).double())
+    root = stream.normal((heads, dim, dim), torch.float32).double()
+    zeros = torch.zeros(heads, 4, dim, dtype=torch.float64)
+    spread = torch.ones(heads, 4, dtype=torch.float64)
+    state = DeltaState(zeros, spread, root @ root.mT, torch.zeros_like(spread))
+    gate = torch.full((heads, dim, 1), -0.5 if gates == "head" else 0.0, dtype=torch.float64)
+    once = torch.ones(heads, dim, dtype=torch.float64)
+    value = stream.normal((heads, dim, 4), torch.float32).double()
+    after = DeltaChunk(state, basis, basis, value, once, gate, narrow=None).after()
+    assert float(after.spread.max()) < 1e-10
+    torch.testing.assert_close(
+        after.shape, torch.eye(dim, dtype=torch.float64).expand_as(after.shape), rtol=0, atol=2e-3
+    )
+
+
 def test_errors_of_a_state_are_within_what_is_handed_on():
     """A state that is off at random, by the scale that is said of it, gives outputs within the next chunk's bound."""
     stream = Stream(5, "numbers")
