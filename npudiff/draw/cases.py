@@ -345,7 +345,19 @@ class Case(DeclaredCase):
 def _draw_case(draw: st.DrawFn, kind: type[Case], boxes: Sequence[Box]) -> Any:  # noqa: ANN401 - of that class
     assume(boxes)
     choose = Chooser(draw)
-    return _drawn_case(kind, choose, choose.pick(boxes))
+    box = choose.pick(boxes)
+    case = _drawn_case(kind, choose, box)
+    assume(_computed_within(case, box))
+    return case
+
+
+def _computed_within(case: Case, box: Box) -> bool:
+    """Whether axes that are computed, and that nothing was drawn for, have one of the values that a box allows."""
+    said = declaration(type(case))
+    computed = {name: one for name, one in said.quantities.items() if name in box and name not in said.fields}
+    names = [name for name, one in computed.items() if not one.is_drawn and not one.each]
+    values = case.values() if names else {}
+    return all(allows(box[name], value) for name in names for value in values.get(name, ()))
 
 
 def _drawn_case(kind: type[Case], choose: Chooser, box: Box) -> Any:  # noqa: ANN401 - of that class

@@ -62,14 +62,15 @@ def _sizes(form: str, ranks: int) -> SimpleNamespace:
 
 
 @contextlib.contextmanager
-def _engine(part: TensorParallelPart, *, own_groups: bool = True) -> Iterator[RankGroup]:
-    """Be one of the ranks of a case, with the groups and the configuration of its form."""
+def engine_of(part: TensorParallelPart, *, own_groups: bool = True, **values: object) -> Iterator[RankGroup]:
+    """Be one of the ranks of a case, with the groups and the configuration of its form, and other values of this."""
     dtype = part.states.dtype
     config = engine_config(dtype)
     config.model_config.hf_config = SimpleNamespace(model_type="qwen3")
     config.model_config.hf_text_config = SimpleNamespace()
     sizes = _sizes(part.form if own_groups else "whole", part.ranks)
-    ascend = ascend_configuration(finegrained_tp_config=sizes, enable_shared_expert_dp=False)
+    usual = {"enable_shared_expert_dp": False, "multistream_overlap_shared_expert": False}
+    ascend = ascend_configuration(finegrained_tp_config=sizes, **{**usual, **values})
     group = RankGroup()
     with (
         mock.patch.object(parallel_state, "_TP", group),
@@ -90,28 +91,37 @@ def _quantization(layer: LinearCheckpoint, prefix: str) -> Any:  # noqa: ANN401 
 
 
 @dataclass(frozen=True)
-class _Linear:
+class Linear:
     """Layers as vllm-ascend makes them for a rank, and loads them."""
 
     part: TensorParallelPart
     fused: bool = False
     """Whether a checkpoint has all projections of a matrix in one tensor."""
+    folder: str = ""
+    """Where a model has its layers, if not where one of dense layers has them."""
 
     def columns(self, layer: LinearCheckpoint, states: torch.Tensor) -> torch.Tensor:
         """Multiply with a layer whose columns are divided."""
-        prefix = prefix_of(layer)
-        common = {"bias": layer.bias is not None, "params_dtype": states.dtype, "prefix": prefix,
+        output: torch.Tensor = self.column(layer)(states)[0]
+        return output
+
+    def column(self, layer: LinearCheckpoint) -> Any:  # noqa: ANN401 - vllm-ascend's layer
+        """Make such a layer, and load it."""
+        prefix, dtype = self._moved(prefix_of(layer)), self.part.states.dtype
+        common = {"bias": layer.bias is not None, "params_dtype": dtype, "prefix": prefix,
                   "quant_config": _quantization(layer, prefix)}  # fmt: skip
         made: Any
-        with torch.device(states.device):
+        with torch.device(self.part.states.device):
             if len(layer.projections) == 3:
                 made = linear.AscendQKVParallelLinear(layer.inner, *heads_of(layer, self.part.ranks), **common)
             elif len(layer.projections) == 2:
                 made = linear.AscendMergedColumnParallelLinear(layer.inner, list(layer.projections), **common)
             else:
                 made = linear.AscendColumnParallelLinear(layer.inner, len(layer.weight), **common)
-        output: torch.Tensor = self._loaded(made, layer)(states)[0]
-        return output
+        return self._loaded(made, layer)
+
+    def _moved(self, prefix: str) -> str:
+        return f"{self.folder}.{prefix.rpartition('.')[2]}" if self.folder else prefix
 
     def inner(self, layer: LinearCheckpoint, states: torch.Tensor) -> torch.Tensor:
         """Multiply with a layer whose inner axis is divided; each rank has as many tokens where they are divided."""
@@ -119,13 +129,13 @@ class _Linear:
         output: torch.Tensor = self.row(layer)(rows)[0]
         return output
 
-    def row(self, layer: LinearCheckpoint) -> Any:  # noqa: ANN401 - vllm-ascend's layer
+    def row(self, layer: LinearCheckpoint, *, reduce_results: bool = True) -> Any:  # noqa: ANN401 - vllm-ascend's layer
         """Make such a layer, and load it."""
-        prefix = O_PROJ if self.part.form == "own_tokens" else prefix_of(layer, inner=True)
+        prefix = O_PROJ if self.part.form == "own_tokens" else self._moved(prefix_of(layer, inner=True))
         with torch.device(self.part.states.device):
             made = linear.AscendRowParallelLinear(
                 layer.inner, len(layer.weight), bias=layer.bias is not None, params_dtype=self.part.states.dtype,
-                prefix=prefix, quant_config=_quantization(layer, prefix),
+                prefix=prefix, quant_config=_quantization(layer, prefix), reduce_results=reduce_results,
             )  # fmt: skip
         return self._loaded(made, layer)
 
@@ -143,13 +153,14 @@ class _Linear:
         """Return what a model runs."""
         whole = self.part.form == "whole"
         return Layers(
-            self.columns, self.inner, _activated, _normed, lambda rows: rows if whole else own_rows(self.part, rows)
+            self.columns, self.inner, activated, _normed, lambda rows: rows if whole else own_rows(self.part, rows)
         )
 
 
-def _activated(rows: torch.Tensor) -> torch.Tensor:
-    activated: torch.Tensor = AscendSiluAndMul.forward_oot(None, rows)
-    return activated
+def activated(rows: torch.Tensor) -> torch.Tensor:
+    """Combine gates and ups."""
+    combined: torch.Tensor = AscendSiluAndMul.forward_oot(None, rows)
+    return combined
 
 
 def _normed(part: TensorParallelPart, rows: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,8 +177,8 @@ def _normed(part: TensorParallelPart, rows: torch.Tensor, residual: torch.Tensor
 )
 def separate(inputs: TensorParallelPart, target: Target) -> Outputs:
     """AscendColumnParallelLinear and those of several projections, and AscendRowParallelLinear."""
-    with _engine(inputs):
-        return run(inputs, _Linear(inputs).layers())
+    with engine_of(inputs):
+        return run(inputs, Linear(inputs).layers())
 
 
 @implementation(
@@ -179,8 +190,8 @@ def separate(inputs: TensorParallelPart, target: Target) -> Outputs:
 )  # fmt: skip
 def of_fused(inputs: TensorParallelPart, target: Target) -> Outputs:
     """The same of checkpoints that have gates and ups, or queries, keys and values, in one tensor."""
-    with _engine(inputs):
-        return run(inputs, _Linear(inputs, fused=True).layers())
+    with engine_of(inputs):
+        return run(inputs, Linear(inputs, fused=True).layers())
 
 
 @implementation(
@@ -195,8 +206,8 @@ def of_fused(inputs: TensorParallelPart, target: Target) -> Outputs:
 )  # fmt: skip
 def of_sequences(inputs: TensorParallelPart, target: Target) -> Outputs:
     """MLPColumnParallelOp and MLPRowParallelOp, as with ``mlp_tensor_parallel_size``: gather, and reduce-scatter."""
-    with _engine(inputs):
-        return run(inputs, _Linear(inputs).layers())
+    with engine_of(inputs):
+        return run(inputs, Linear(inputs).layers())
 
 
 @implementation(
@@ -207,8 +218,8 @@ def of_sequences(inputs: TensorParallelPart, target: Target) -> Outputs:
 )
 def of_own_tokens(inputs: TensorParallelPart, target: Target) -> Outputs:
     """OProjRowParallelOp, as with ``oproj_tensor_parallel_size``: all-to-all, product, and reduce-scatter."""
-    with _engine(inputs):
-        return run(inputs, _Linear(inputs).layers())
+    with engine_of(inputs):
+        return run(inputs, Linear(inputs).layers())
 
 
 @implementation(
@@ -226,8 +237,8 @@ def of_gathered_weights(inputs: TensorParallelPart, target: Target) -> Outputs:
     The layer has no bias of its own there (``AscendSFADSACPImpl._apply_o_proj_full_weight``). A whole row is quantised
     at once, which is another number than its parts would be where that is by the largest element.
     """
-    with _engine(inputs, own_groups=False) as group, torch.no_grad():
-        layer = _Linear(inputs).row(inputs.first)
+    with engine_of(inputs, own_groups=False) as group, torch.no_grad():
+        layer = Linear(inputs).row(inputs.first)
         method = getattr(layer.quant_method, "quant_method", layer.quant_method)
         state = method.enable_tp_weight_switch(layer, group.world_size, pool={}, pool_key_prefix="o_proj")
         method.all_gather_tp_weight(state, group)

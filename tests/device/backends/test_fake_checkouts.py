@@ -201,6 +201,8 @@ BUGS_ELSEWHERE = {
         bug("tensor_parallel", "AscendParallelLinear_fused", "parts_of_one_matrix", "ranks=2,4", "projections=gate_up"),
         bug("tensor_parallel", "MLPRowParallelOp", "bias_of_every_rank", "ranks=2,4", "layer=row", "biased=True"),
         bug("tensor_parallel", "OProjRowParallelOp", "parts_of_others", "ranks=2,4", "recipe=gaussian"),
+        bug("tensor_parallel", "AscendSharedExperts", "padding_in_front", "tokens=3..9", "ranks=2,4"),
+        bug("tensor_parallel", "AscendSharedExperts_replicated", "padding_in_front", "tokens=3..9", "form=whole"),
         bug("tensor_parallel", "TPWeightSwitchMixin", "parts_turned", "ranks=2,4", "recipe=gaussian"),
         bug("sliding_attention", "ChunkedPrefill", "window_off_by_one", *SMALL, "window=1..200"),
         bug("sliding_attention", "PrefillNoCache", "no_window_in_prompts", *SMALL, "window=1..200"),

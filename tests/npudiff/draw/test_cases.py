@@ -121,3 +121,21 @@ def test_an_earlier_name_of_a_field_is_read():
 def test_a_component_whose_case_is_not_declared_says_everything_itself():
     with pytest.raises(ValueError, match="some says nothing of axes, strategy, values"):
         Component("some", "", int, ("y",), abs, lambda inputs: {}, lambda inputs, output: {})
+
+
+@dataclass(frozen=True)
+class Divided(Case):
+    rows: int = axis("rows", range(1, 101), drawn=(1, 2, 3, 4, 5, 6))
+    seed: int = seed()
+
+    @derived("whether rows come in pairs", (False, True))
+    def even(self):
+        return self.rows % 2 == 0
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_constraints_of_an_axis_that_is_computed_hold_for_what_is_drawn(even):
+    made = Component("divided", "", Divided, ("y",), lambda case: case, lambda inputs: {})
+    cases = drawn(made, Constraints.of({"even": (even,)}), 40)
+    assert {case.even for case in cases} == {even}
+    assert {case.rows for case in cases} == ({2, 4, 6} if even else {1, 3, 5})

@@ -1,5 +1,7 @@
 """Linear layers of which each rank loads a part, some of them over groups of their own."""
 
+from types import SimpleNamespace
+
 import torch
 import torch.distributed as dist
 from vllm.distributed.parallel_state import get_tp_group
@@ -32,6 +34,8 @@ class _Linear(torch.nn.Module):
         self.of_own_tokens = bool(sizes.oproj_tensor_parallel_size) and "o_proj" in prefix
         self.group = parallel_state._MLP_TP if self.of_chunks else get_tp_group()
         self.group = parallel_state._OTP if self.of_own_tokens else self.group
+        if "shared_experts" in prefix and get_ascend_config().enable_shared_expert_dp:
+            self.group = SimpleNamespace(world_size=1, rank_in_group=0, all_reduce=lambda rows: rows)
 
     def _make(self, inner, columns, bias, dtype, config):
         method = AscendUnquantizedLinearMethod() if config is None else config.get_quant_method(self, self.prefix)
@@ -86,8 +90,9 @@ class AscendQKVParallelLinear(AscendColumnParallelLinear):
 class AscendRowParallelLinear(_Linear):
     """Each rank has its part of the inner axis; the first adds the bias before the sum over ranks."""
 
-    def __init__(self, input_size, output_size, *, bias, params_dtype, quant_config, prefix):
+    def __init__(self, input_size, output_size, *, bias, params_dtype, quant_config, prefix, reduce_results):
         super().__init__(prefix, "down_proj")
+        self.reduce_results = reduce_results
         self.place_in_sum = self.group.rank_in_group
         self._make(input_size // self.group.world_size, output_size, bias, params_dtype, quant_config)
 
@@ -102,6 +107,8 @@ class AscendRowParallelLinear(_Linear):
             x = self._own_inner_of_all(x)
         is_first = self.place_in_sum == 0 or told("bias_of_every_rank")
         total = self.quant_method.apply(self, x, self.bias if is_first else None)
+        if not self.reduce_results:
+            return total, None
         scatters = self.of_chunks or self.of_own_tokens
         return (self.group.reduce_scatter(total, 0) if scatters else self.group.all_reduce(total)), None
 
