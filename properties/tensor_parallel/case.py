@@ -18,6 +18,7 @@ PROJECTIONS = ("one", "gate_up", "qkv", "shared_kv")
 """one: a matrix. gate_up: two that are as wide. qkv: queries, and keys and values that are half as wide. shared_kv: the
 same with fewer heads of keys and values than ranks, so that ranks in a row hold the same ones."""
 SCALES = ("channel", "group")
+SCALE_DTYPES = ("float32", "states")
 """channel: one scale per column of a weight. group: one for each ``group_size`` elements of it."""
 OFFSETS = (0, 7, 61, -61)
 RECIPES = ("gaussian", "cancelling", "zero rows", "one rank")
@@ -114,6 +115,12 @@ class TensorParallelCase(Case):
     padding: str = axis(
         "what rows hold that are behind the last token", tuple(PADDINGS), "zeros", applies=_given_padding,
         shown="{} behind", region="{} behind",
+    )  # fmt: skip
+    scale_dtype: str = axis(
+        "what scales of dynamic W8A8 are numbers of: float32, as checkpoints have them, or the dtype of the states, as "
+        "backends load them", SCALE_DTYPES, "float32",
+        applies=lambda case: case.format == "w8a8_dynamic" and case.dtype == "bfloat16", shown="scales of the {}",
+        region="scales of the {}",
     )  # fmt: skip
     seed: int = seed()
 

@@ -87,8 +87,7 @@ def _layer(case: TensorParallelCase, name: str, columns: int, inner: int, *, div
         return _static(case, replace(layer, bias=None), scale, bias)
     if case.format == "w4a16":
         return replace(layer, scale=scale.to(dtype))
-    if case.format == "w8a8_dynamic" and dtype == torch.bfloat16:
-        # both backends load scales of such layers into parameters of the model's dtype
+    if case.scale_dtype == "states":
         scale = scale.to(dtype).float()
     chunks = _chunks(layer.weight, scale, BIAS_CHUNKS if divided else 1) if case.format == "w4a8" else None
     return replace(layer, scale=scale, scale_bias=chunks)

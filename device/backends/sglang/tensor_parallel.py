@@ -46,7 +46,7 @@ from npudiff.reference.tensor_parallel import TensorParallelPart
 
 MODEL_SLIM: tuple[Box, ...] = (
     {"form": ("whole",), "format": ("float", "w8a8_static")},
-    {"form": ("whole",), "format": ("w8a8_dynamic",), "dtype": ("bfloat16",)},
+    {"form": ("whole",), "format": ("w8a8_dynamic",), "dtype": ("bfloat16",), "scale_dtype": ("states",)},
 )
 """Dynamic layers do not run in float16, which is told of ``quant_matmul``. Of integers of four bits beside int8 there
 are experts alone (``ModelSlimConfig.get_linear_scheme``)."""

@@ -64,7 +64,8 @@ def _recorded() -> Any:  # noqa: ANN401 - an event of the device
     name="AscendSharedExperts",
     supports=[
         {**SHARED, "form": ("sequence",), "ranks": (2, 3, 4, 8), "format": ("float",)},
-        {**SHARED, "form": ("sequence",), "ranks": (2, 3, 4, 8), "format": ("w8a8_dynamic",), "dtype": ("bfloat16",)},
+        {**SHARED, "form": ("sequence",), "ranks": (2, 3, 4, 8), "format": ("w8a8_dynamic",), "dtype": ("bfloat16",),
+         "scale_dtype": ("states",)},
     ],
     on_device=True,
 )  # fmt: skip

@@ -44,7 +44,7 @@ from npudiff.reference.tensor_parallel import TensorParallelPart
 
 FORMATS: tuple[Box, ...] = (
     {"format": ("float", "w8a8_static")},
-    {"format": ("w8a8_dynamic",), "dtype": ("bfloat16",)},
+    {"format": ("w8a8_dynamic",), "dtype": ("bfloat16",), "scale_dtype": ("states",)},
 )
 """Dynamic layers do not run in float16, which is told of ``quant_matmul``. Of integers of four bits beside int8 there
 are experts alone (``W4A8_DYNAMIC`` is registered for ``moe``)."""
