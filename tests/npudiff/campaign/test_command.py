@@ -178,7 +178,9 @@ def test_a_killed_campaign_loses_nothing_but_the_rounds_in_flight(kills, campaig
         after = (kept / "campaign" / "log.jsonl").read_bytes()
         assert after.startswith(before[: before.rfind(b"\n") + 1])
     time.sleep(0.2)
-    ends = (campaign("swa_mask", time=f"{seconds}s").found for seconds in (1, 4, 16, 64))  # the last where much else runs
+    ends = (
+        campaign("swa_mask", time=f"{seconds}s").found for seconds in (1, 4, 16, 64)
+    )  # the last where much else runs
     (name,) = next(filter(None, ends))  # the same finding, however often it was begun
     log = read_log(kept)
     assert sum(entry["kind"] == "session" for entry in log) > kills / 2
