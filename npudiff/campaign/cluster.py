@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from npudiff.campaign.causes import Causes
-from npudiff.campaign.rounds import CardLost, Ended, Failed, Round, is_cut, task_of
+from npudiff.campaign.rounds import CardLost, Ended, Failed, Restarted, Round, is_cut, task_of
 from npudiff.campaign.team import VISIBLE, Told, Turns
 from npudiff.errors import DeviceLost, UsageError
 from npudiff.files.writing import file_name, write_file
@@ -43,7 +43,25 @@ RESTARTS, RETRIES = 3, 2
 HERE = "auto"
 """The address of a cluster that runs already, as Ray finds it, or of a new one on this machine."""
 
+LOOKS_EVERY = 5.0
+"""Seconds after which machines are looked for that are gone."""
+
 _PATHS = ("example_database", "journal", "shared")
+
+
+@dataclass(eq=False)
+class _Actor:
+    """An actor, and where it answered last."""
+
+    handle: Any
+    node: str = ""
+    where: str = "a worker that has not begun"
+
+    def moved(self, answer: Mapping[str, Any]) -> str | None:
+        """Take where an answer comes from; return where the actor was before if its process is another one."""
+        before, known = self.where, bool(self.node)
+        self.node, self.where = answer["node"], f"process {answer['process']} on {answer['address']}"
+        return before if known and before != self.where else None
 
 
 class RayTeam:
@@ -70,37 +88,50 @@ class RayTeam:
         self._ray = _ray(address)
         self._request = request_to_text(plan.request)
         self._cards = cards
+        try:
+            self._count = self._counted(workers)
+        except UsageError:
+            self._ray.shutdown()
+            raise
+        self._actors: list[_Actor] = []
+        self._lost: list[_Actor] = []
+        """Actors on cards that are lost: as long as they are there, nobody else gets these cards."""
+
+    def _counted(self, workers: int | None) -> int:
+        """Return how many actors there are; raises ``UsageError`` if the cluster has fewer places."""
         have = self._ray.cluster_resources()
-        if cards > have.get(RESOURCE, 0):
+        if self._cards > have.get(RESOURCE, 0):
             raise UsageError(
-                f"--cards {cards}: this cluster has {have.get(RESOURCE, 0):g} of the resource {RESOURCE!r}"
+                f"--cards {self._cards}: this cluster has {have.get(RESOURCE, 0):g} of the resource {RESOURCE!r}"
             )
         processors = max(1, int(have.get("CPU", 1)))
-        if not cards and (workers or 1) > processors:
+        if not self._cards and (workers or 1) > processors:
             raise UsageError(f"--workers {workers}: this cluster has {counted(processors, 'processor')}")
-        self._count = cards or workers or processors
-        self._actors: list[Any] = []
-        self._lost: list[Any] = []
-        """Actors on cards that are lost: as long as they are there, nobody else gets these cards."""
+        return self._cards or workers or processors
 
     def __enter__(self) -> RayTeam:
         """Have Ray start the actors, and wait until they have made the plan."""
-        options: dict[str, Any] = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
-        options |= {"num_cpus": 0, "resources": {RESOURCE: 1}} if self._cards else {"num_cpus": 1}
-        actor = self._ray.remote(**options)(Worker)
-        environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
-        self._actors = [actor.remote(str(Path.cwd()), environment) for _ in range(self._count)]
+        self._actors = [self._started() for _ in range(self._count)]
         try:
-            self._ray.get([one.prepare.remote(self._request) for one in self._actors])
+            found = self._ray.get([one.handle.prepare.remote(self._request) for one in self._actors])
         except self._ray.exceptions.RayError as error:
             self.__exit__()
             raise UsageError(f"--ray: what is here cannot be run there: {_last_line(error)}") from None
+        for actor, answer in zip(self._actors, found, strict=True):
+            actor.moved(json.loads(answer))
         return self
+
+    def _started(self) -> _Actor:
+        """Return a new actor, for which Ray looks for a place."""
+        options: dict[str, Any] = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
+        options |= {"num_cpus": 0, "resources": {RESOURCE: 1}} if self._cards else {"num_cpus": 1}
+        environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
+        return _Actor(self._ray.remote(**options)(Worker).remote(str(Path.cwd()), environment))
 
     def __exit__(self, *error: object) -> None:
         """Leave the cluster as it was."""
         for actor in (*self._actors, *self._lost):
-            self._ray.kill(actor)
+            self._ray.kill(actor.handle)
         self._ray.shutdown()
 
     @property
@@ -117,44 +148,88 @@ class RayTeam:
         """As of ``Team``; a card that is lost keeps its actor, which is given nothing any more."""
         waiting: deque[Round] = deque()
         free = list(self._actors)
-        running: dict[Any, tuple[Any, Round]] = {}
+        running: dict[Any, tuple[_Actor, Round]] = {}
+        looked = time.monotonic()
         try:
             while free or running:
-                while free and (waiting or (following := next(turns, ()))):
+                while free:
                     if not waiting:
-                        waiting.extend(following)
+                        waiting.extend(next(turns, ()))
+                    if not waiting:
+                        break
                     actor, one = free.pop(), waiting.popleft()
                     seconds = None if until is None else until - time.monotonic()
-                    running[actor.run.remote(self._request, round_to_text(one), seconds)] = actor, one
+                    running[actor.handle.run.remote(self._request, round_to_text(one), seconds)] = actor, one
                 if not running:
                     return
-                (ready, *_), _ = self._ray.wait(list(running), num_returns=1)
-                actor, one = running.pop(ready)
-                told = self._told(ready, one, causes, until)
-                if isinstance(told, CardLost) and self._cards:
-                    self._actors.remove(actor)
-                    self._lost.append(actor)
-                elif isinstance(told, CardLost):
-                    raise DeviceLost(told.why)
-                else:
-                    free.append(actor)
-                yield told
+                ended, _ = self._ray.wait(list(running), num_returns=1, timeout=LOOKS_EVERY)
+                for ready in ended:
+                    actor, one = running.pop(ready)
+                    told = self._told(ready, actor, one, causes, until)
+                    free += [one for one in self._actors if one is actor]
+                    yield from told
+                if time.monotonic() - looked > LOOKS_EVERY:
+                    yield from self._without_a_place(free, running, until)
+                    looked = time.monotonic()
         finally:
             for ready in running:
                 self._ray.cancel(ready)
 
-    def _told(self, ready: Any, one: Round, causes: Causes, until: float | None) -> Told:  # noqa: ANN401 - of Ray
+    def _told(
+        self,
+        ready: Any,  # noqa: ANN401 - of Ray
+        actor: _Actor,
+        one: Round,
+        causes: Causes,
+        until: float | None,
+    ) -> list[Told]:
+        """Return what comes of a round, after what has happened to its actor."""
+        errors = self._ray.exceptions
         try:
             answer: dict[str, Any] = json.loads(self._ray.get(ready))
-        except self._ray.exceptions.RayError as error:  # the process or the node is gone, and Ray has given up
-            return Failed(one, f"{type(error).__name__}: {error}")
+        except errors.RayError as error:  # the process or the node was gone more often than Ray tries again
+            if isinstance(error, errors.ActorDiedError):
+                self._actors[self._actors.index(actor)] = self._started()
+            return [Failed(one, f"{type(error).__name__}: {error}")]
+        before = actor.moved(answer["here"])
+        told: list[Told] = [] if before is None else [Restarted(before, f"Ray went on with {actor.where}")]
         if "lost" in answer:
-            return CardLost(answer["card"], answer["lost"], one)
+            if not self._cards:
+                raise DeviceLost(answer["lost"])
+            self._actors.remove(actor)
+            self._lost.append(actor)
+            return [*told, CardLost(answer["card"], answer["lost"], one)]
         if "defect" in answer:
-            return Failed(one, answer["defect"])
+            return [*told, Failed(one, answer["defect"])]
         outcome, kept = outcome_from_message(one.job, answer["outcome"])
         mine = tuple(self._written(found, answer["files"], causes) for found in kept)
-        return Ended(one, outcome, mine, is_cut(outcome, until))
+        return [*told, Ended(one, outcome, mine, is_cut(outcome, until))]
+
+    def _without_a_place(
+        self,
+        free: list[_Actor],
+        running: dict[Any, tuple[_Actor, Round]],
+        until: float | None,
+    ) -> Iterator[Told]:
+        """Take out actors of machines that are gone, for which the others have no place: Ray would wait for one.
+
+        Whatever they ran is told, to be run by others. Ray finds a place for the rest.
+        """
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        for actor in [one for one in self._lost if one.node not in alive]:
+            self._lost.remove(actor)
+            self._ray.kill(actor.handle)
+        gone = [one for one in self._actors if one.node not in alive]
+        places = int(self._ray.cluster_resources().get(RESOURCE if self._cards else "CPU", 0))
+        over = until is not None and time.monotonic() > until
+        more = len(gone) if over else max(0, len(self._actors) + len(self._lost) - places)
+        for actor in gone[:more]:
+            self._actors.remove(actor)
+            self._ray.kill(actor.handle)
+            free[:] = [one for one in free if one is not actor]
+            ready = next((ready for ready, (one, _) in running.items() if one is actor), None)
+            one = None if ready is None else running.pop(ready)[1]
+            yield Restarted(actor.where, "its machine is gone, and no other one has a place for it", one)
 
     def _written(self, kept: Kept, files: Mapping[str, Mapping[str, str]], causes: Causes) -> Kept:
         """Write the folder of a finding, if its cause is new."""
@@ -217,20 +292,30 @@ class Worker:
         with contextlib.suppress(OSError):
             os.chdir(folder)
 
-    def prepare(self, request: str) -> None:
-        """Import what a request is about."""
+    def prepare(self, request: str) -> str:
+        """Import what a request is about, and return where this is."""
         _planned(request)
+        return json.dumps(_here())
 
     def run(self, request: str, text: str, seconds: float | None) -> str:
-        """Run a round, and return its outcome and the files of its findings as JSON."""
+        """Run a round, and return its outcome, the files of its findings, and where this is, as JSON."""
         import traceback  # noqa: PLC0415 - of what should not be
 
         try:
-            return json.dumps(_run(request, text, seconds))
+            answer = _run(request, text, seconds)
         except DeviceLost as error:
-            return json.dumps({"lost": str(error), "card": os.environ.get(VISIBLE, "its only one")})
+            answer = {"lost": str(error), "card": os.environ.get(VISIBLE, "its only one")}
         except Exception:  # noqa: BLE001 - a defect, of whatever kind
-            return json.dumps({"defect": traceback.format_exc()})
+            answer = {"defect": traceback.format_exc()}
+        return json.dumps({**answer, "here": _here()})
+
+
+def _here() -> dict[str, Any]:
+    """Return the node and the process that this is."""
+    import ray  # noqa: PLC0415 - an extra
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"node": node, "address": ray.util.get_node_ip_address(), "process": os.getpid()}
 
 
 def _run(request: str, text: str, seconds: float | None) -> dict[str, Any]:

@@ -236,7 +236,7 @@ class Campaign:
             worst=outcome.worst_ratio,
             worst_case="" if outcome.worst_case is None else dumps(outcome.worst_case),
             exact=outcome.exact,
-            new=[[list(kind), dumps(case)] for kind, case in before.new_in(outcome.kinds).items()],
+            new=[[list(kind), text] for kind, text in before.new_in(outcome.kinds).items()],
             guides=[dumps(case) for case in outcome.guides],
             found=found,
             taken=self._taken(told),

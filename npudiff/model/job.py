@@ -184,8 +184,9 @@ class Outcome:
     """Reasons why drawn cases were not run, with their numbers."""
     features: Counter[str] = field(default_factory=Counter)
     """Regions that the cases were in."""
-    kinds: dict[tuple[str, ...], Any] = field(default_factory=dict)
-    """Regions that a case is in, to the first such case, where the budget collects them."""
+    kinds: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Regions that a case is in, to the first such case as JSON, where the budget collects them: most say nothing new
+    to who collects, and are never read."""
     guides: list[Any] = field(default_factory=list)
     """Cases that took a branch of the implementation that no case of the corpus took, where the search is guided."""
     left_out: Counter[str] = field(default_factory=Counter)

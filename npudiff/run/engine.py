@@ -24,7 +24,7 @@ from npudiff.draw.simpler import simpler_cases
 from npudiff.judge.drift import DriftMeter, found, measures_drift
 from npudiff.judge.judge import EQUIVALENCE, Judge, LocalJudge
 from npudiff.model.anything import AnyCase
-from npudiff.model.case import loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, History, ImplementationRaised, NotApplicable
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
@@ -173,7 +173,9 @@ class CaseRun:
     def _count_regions(self, case: AnyCase, regions: Collection[str]) -> None:
         self.outcome.features.update(regions)
         if self.budget.collects:
-            self.outcome.kinds.setdefault(tuple(sorted(regions)), case)
+            kind = tuple(sorted(regions))
+            if kind not in self.outcome.kinds:
+                self.outcome.kinds[kind] = dumps(case)
 
     def _still_fails(self, case: AnyCase) -> bool:
         """Whether a case that may be smaller fails as well.

@@ -72,7 +72,7 @@ def outcome_to_message(outcome: Outcome, kept: Sequence[Kept]) -> dict[str, Any]
         elif item.name == "drifts":
             message[item.name] = [to_plain(one) for one in value]
         elif item.name == "kinds":
-            message[item.name] = [[list(regions), dumps(case)] for regions, case in value.items()]
+            message[item.name] = [[list(regions), text] for regions, text in value.items()]
         elif item.name == "guides":
             message[item.name] = [dumps(case) for case in value]
         elif item.name not in ("job", "journal"):
@@ -96,7 +96,7 @@ def outcome_from_message(job: Job, message: dict[str, Any]) -> tuple[Outcome, li
         "first_failure": _failure(cases["first_failure"]),
         "failure": _failure(cases["failure"]),
         "worst_failure": _failure(cases["worst_failure"]),
-        "kinds": {tuple(regions): loads(job.subject.component.case_type, text) for regions, text in message["kinds"]},
+        "kinds": {tuple(regions): str(text) for regions, text in message["kinds"]},
         "guides": [loads(job.subject.component.case_type, text) for text in message["guides"]],
         "verdict": Verdict[message["verdict"]],
         "alone": tuple(message["alone"]),
