@@ -18,17 +18,13 @@ unless one of the results would be so small or so large that what float32 cannot
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
 from npudiff.reference.bounds import EXPONENTIAL_FUNCTION_ERROR, FLOAT32_ROUNDOFF, underflow_step
+from npudiff.reference.gated_delta_tokens import DeltaState, DeltaTokens
 from npudiff.reference.spread import CONFIDENCE, rounding_scale
-
-if TYPE_CHECKING:
-    from npudiff.reference.gated_delta_chunk import DeltaChunk
 
 GATE_ROUNDINGS = 8
 """Roundings of float32 of gates that are added up before an exponential is taken of the sum, of the size of that."""
@@ -49,34 +45,10 @@ HALF = 32
 """Rows of a triangle that is inverted by substitution; two of them are put together with products."""
 
 
-@dataclass(frozen=True)
-class DeltaState:
-    """The states of heads, of one sequence or of several; all are ``heads`` here."""
-
-    value: torch.Tensor
-    """float64 ``[heads, value_dim, key_dim]``."""
-    spread: torch.Tensor
-    """``[heads, value_dim]``."""
-    shape: torch.Tensor
-    """``[heads, key_dim, key_dim]``: the covariance of the errors of a row is at most this, times its spread."""
-    common: torch.Tensor
-    """``[heads, value_dim]``: largest length of the error of a row that has a sign in common with others."""
-    is_exact: bool = False
-    """Whether all of these errors are zero, so that nothing has to be computed of what becomes of them."""
-
-    @classmethod
-    def exact(cls, value: torch.Tensor) -> DeltaState:
-        """Return a state that a device has as it is."""
-        heads, value_dim, key_dim = value.shape
-        zero = torch.zeros(1, 1, 1, dtype=torch.float64)
-        rows = zero[0].expand(heads, value_dim)
-        return cls(value, rows, zero.expand(heads, key_dim, key_dim), rows, is_exact=True)
-
-
 class DeltaErrors:
     """Errors of what a chunk computes, in a dtype; methods return None where the dtype does not hold them."""
 
-    def __init__(self, chunk: DeltaChunk, dtype: torch.dtype) -> None:
+    def __init__(self, chunk: DeltaTokens, dtype: torch.dtype) -> None:
         self.chunk, self.dtype = chunk, dtype
         self.narrow = 0.0 if chunk.narrow is None else rounding_scale(chunk.narrow)
         self.rounding = self.narrow * self.narrow

@@ -15,7 +15,7 @@ from npudiff.draw.data import Stream
 from npudiff.properties.gated_delta import GatedDeltaCase, Run, build_inputs
 from npudiff.reference.gated_delta import gated_delta
 from npudiff.reference.gated_delta_chunk import DeltaChunk
-from npudiff.reference.gated_delta_errors import DeltaState
+from npudiff.reference.gated_delta_tokens import DeltaState
 
 PLAIN = GatedDeltaCase((Run(150),), key_heads=2, group=2, key_dim=48, value_dim=40, seed=11)
 
