@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.reference.bounds import Expected, underflow_step, unit_roundoff
-from npudiff.reference.gated_delta_chunk import Bounded, DeltaChunk, DeltaState
+from npudiff.reference.gated_delta_chunk import Bounded, DeltaChunk
+from npudiff.reference.gated_delta_tokens import DeltaState
 from npudiff.reference.views import moved_inputs
 
 NORM_EPSILON = 1e-6

@@ -14,7 +14,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
 from npudiff.draw.data import Stream
 from npudiff.properties.gated_delta import GatedDeltaCase, Run, build_inputs
 from npudiff.reference.gated_delta import gated_delta
-from npudiff.reference.gated_delta_chunk import DeltaChunk, DeltaState
+from npudiff.reference.gated_delta_chunk import DeltaChunk
+from npudiff.reference.gated_delta_tokens import DeltaState
 
 PLAIN = GatedDeltaCase((Run(150),), key_heads=2, group=2, key_dim=48, value_dim=40, seed=11)
 
@@ -197,23 +198,51 @@ def test_the_shape_behind_a_chunk_is_that_before_it_turned_token_by_token(channe
         torch.testing.assert_close(after.spread, spread * left[..., 0], rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("gates", ["none", "head"])
-def test_what_is_forgotten_altogether_leaves_no_shape(gates):
-    """Orthogonal keys with beta 1 overwrite a whole state: of the difference float64 leaves what means nothing."""
+@pytest.mark.parametrize("most", [1.0, 1 - 1e-7])
+def test_next_to_nothing_is_left_of_what_is_overwritten(most):
+    """Orthogonal keys overwrite a whole state, but for what beta leaves: 1e-14 of its covariance, or nothing."""
     stream, heads, dim = Stream(10, "numbers"), 3, 8
     basis, _ = torch.linalg.qr(stream.normal((heads, dim, dim), torch.float32).double())
     root = stream.normal((heads, dim, dim), torch.float32).double()
     zeros = torch.zeros(heads, 4, dim, dtype=torch.float64)
-    spread = torch.ones(heads, 4, dtype=torch.float64)
+    spread = torch.full((heads, 4), 1e12, dtype=torch.float64)
     state = DeltaState(zeros, spread, root @ root.mT, torch.zeros_like(spread))
-    gate = torch.full((heads, dim, 1), -0.5 if gates == "head" else 0.0, dtype=torch.float64)
-    once = torch.ones(heads, dim, dtype=torch.float64)
-    value = stream.normal((heads, dim, 4), torch.float32).double()
-    after = DeltaChunk(state, basis, basis, value, once, gate, narrow=None).after()
-    assert float(after.spread.max()) < 1e-10
-    torch.testing.assert_close(
-        after.shape, torch.eye(dim, dtype=torch.float64).expand_as(after.shape), rtol=0, atol=2e-3
-    )
+    beta = torch.full((heads, dim), most, dtype=torch.float64)
+    value = torch.zeros(heads, dim, 4, dtype=torch.float64)
+    gate = torch.zeros(heads, dim, 1, dtype=torch.float64)
+    after = DeltaChunk(state, basis, basis, value, beta, gate, narrow=None).after()
+    left = (1 - most) ** 2 * (root @ root.mT).diagonal(dim1=1, dim2=2).mean(dim=-1)
+    assert float((after.spread / 1e12 - left[:, None]).abs().max()) < 1e-17
+
+
+def rough_and_exact(monkeypatch, inputs):
+    """What float32 and float64 say of bounds."""
+    monkeypatch.setattr("npudiff.reference.gated_delta_chunk.ROUGH_FROM", 0)
+    rough = gated_delta(inputs)
+    monkeypatch.setattr("npudiff.reference.gated_delta_chunk.ROUGH_FROM", 2**62)
+    return rough, gated_delta(inputs)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"decays": "strong"}, {"decays": "some"}, {"keys": "orthogonal", "betas": "one"}, {"keys": "tiny"},
+     {"gates": "none", "keys": "alike"}, {"betas": "zero", "decays": "strong"}, {"raw": True, "keys": "tiny"}],
+)  # fmt: skip
+def test_bounds_in_float32_are_those_in_float64(monkeypatch, changes, chunked):
+    case = replace(PLAIN, requests=(Run(200), Run(70, fresh=True)), chunked=chunked, **changes)
+    rough, exact = rough_and_exact(monkeypatch, build_inputs(case))
+    for name, right in exact.items():
+        torch.testing.assert_close(rough[name].bound, right.bound, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("factor", [2.0**-70, 2.0**60])
+def test_what_float32_does_not_hold_is_computed_in_float64(monkeypatch, factor):
+    inputs = build_inputs(replace(PLAIN, chunked=True))
+    scaled = replace(inputs, value=inputs.value * factor, states=inputs.states * factor)
+    rough, exact = rough_and_exact(monkeypatch, scaled)
+    for name, right in exact.items():
+        torch.testing.assert_close(rough[name].bound, right.bound, rtol=1e-12, atol=0)
 
 
 def test_errors_of_a_state_are_within_what_is_handed_on():
