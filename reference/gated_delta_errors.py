@@ -72,10 +72,10 @@ class DeltaErrors:
             squares += self._narrow_outputs(inner.to(self.dtype))
         if not self._holds(squares):
             return None
-        bound = squares.sqrt_().mul_(CONFIDENCE)
+        rough = squares.sqrt_().mul_(CONFIDENCE)
         if self._common_of_tokens is not None:
-            bound.addcmul_(lengths, self._common_of_tokens)
-        bound = bound.to(torch.float64)
+            rough.addcmul_(lengths, self._common_of_tokens)
+        bound: torch.Tensor = rough.to(torch.float64)
         return bound.add_(self.step) if self.step else bound
 
     def after(self, value: torch.Tensor, keys: torch.Tensor) -> DeltaState | None:

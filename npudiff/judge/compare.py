@@ -97,7 +97,7 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
 def _ratio_where(differs: torch.Tensor, actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
     """Return the ratio where two numbers differ, and 0 elsewhere; a cache is equal nearly everywhere, or altogether."""
     if not bool(differs.any()):
-        return _NOTHING.expand(differs.shape)
+        return torch.zeros(differs.shape, dtype=torch.float64)
     ratio = torch.zeros(differs.shape, dtype=torch.float64)
     wide, value, bound = actual[differs].to(torch.float64), value[differs].to(torch.float64), bound[differs]
     finite = torch.isfinite(wide) & torch.isfinite(value) & (bound != 0)  # a bound of 0: 0 / 0 of large integers
@@ -105,8 +105,6 @@ def _ratio_where(differs: torch.Tensor, actual: torch.Tensor, value: torch.Tenso
     ratio[differs] = unequal.masked_fill_(torch.isposinf(bound), 0.0)
     return ratio
 
-
-_NOTHING = torch.zeros((), dtype=torch.float64)
 
 _ONE_ONLY = "only one of the two runs returns it"
 _NOT_THERE = "returned, and of these inputs there is no such output"

@@ -13,13 +13,13 @@ from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import (
     Comparison,
     ImplementationRaised,
-    InputsChanged,
     NotApplicable,
     OutputComparison,
     Property,
     Subject,
 )
 from npudiff.model.faults import Kind, RemoteError
+from npudiff.model.fingerprint import InputsChanged
 from npudiff.model.illegal import illegal_inputs
 from npudiff.model.red_zones import NoZones, WroteOutside, in_red_zones
 

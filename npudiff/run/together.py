@@ -19,7 +19,8 @@ from hypothesis.errors import Unsatisfiable
 
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase, AnyInputs
-from npudiff.model.component import Component, ExpectedOutput, fingerprint
+from npudiff.model.component import Component, ExpectedOutput
+from npudiff.model.fingerprint import fingerprint
 from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.engine import NO_CASE, CaseRun, Fails, Progress, Stop, conclude, draw_cases
 from npudiff.run.messages import Task

@@ -38,12 +38,12 @@ from npudiff.model.component import (
     Comparison,
     ExpectedOutput,
     ImplementationRaised,
-    InputsChanged,
     NotApplicable,
     OutputComparison,
     Subject,
 )
 from npudiff.model.faults import Kind, RemoteError, kind_of
+from npudiff.model.fingerprint import InputsChanged
 from npudiff.model.implementation import Target
 from npudiff.model.job import Failure, Job, Outcome, Verdict
 from npudiff.run.after_fork import begin

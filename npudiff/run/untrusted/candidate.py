@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from npudiff.errors import UsageError
-from npudiff.model.component import InputsChanged, changed_tensors, fingerprint
 from npudiff.model.faults import RemoteError
+from npudiff.model.fingerprint import InputsChanged, changed_tensors, fingerprint
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.operators import OperatorWatch
 from npudiff.model.red_zones import called_in_red_zones

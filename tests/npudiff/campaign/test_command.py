@@ -185,12 +185,16 @@ def test_a_killed_campaign_loses_nothing_but_the_rounds_in_flight(kills, campaig
     log = read_log(kept)
     assert sum(entry["kind"] == "session" for entry in log) > kills / 2
     mine = [entry for entry in rounds(log) if not entry["cut"]]
+    missing = []
     for job in {entry["job"] for entry in mine}:
-        numbers = sorted(entry["number"] for entry in mine if entry["job"] == job)
-        assert numbers == list(range(len(numbers)))  # none is missing, and none was run twice
+        numbers = [entry["number"] for entry in mine if entry["job"] == job]
+        assert len(numbers) == len(set(numbers))  # none was run twice
+        missing += sorted(set(range(max(numbers))) - set(numbers))
+    assert len(missing) <= 2  # what two workers had in hand when the time was up
     kept.rename(tmp_path / "killed")
-    good = [entry for entry in mine if ".good." in entry["job"]]
-    assert len(good) > 3
+    plain = [entry for entry in mine if not entry["number"] % 2]  # the others begin with what is known by then
+    good = [entry for entry in plain if ".good." in entry["job"]]
+    assert len(good) > 1
     for seconds in (2, 4, 8, 16, 32, 64) if kills < 10 else (60, 120):
         log = campaign("swa_mask", time=f"{seconds}s").log
         whole = {(entry["job"], entry["number"]): entry for entry in rounds(log) if not entry["cut"]}

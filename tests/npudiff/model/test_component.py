@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import pytest
 import torch
 
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model import component
-from npudiff.model.component import ImplementationRaised, NotApplicable, Property, fingerprint
+from npudiff.model.component import ImplementationRaised, NotApplicable, Property
 from npudiff.model.constraints import Constraints, Exclusion
 from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_case, run_job
@@ -147,76 +146,6 @@ def test_a_subject_keeps_the_exception_of_its_implementation(toy):
     assert isinstance(caught.value.__cause__, LookupError)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.bfloat16, torch.float32, torch.float64])
-def test_a_fingerprint_changes_with_any_element_and_with_nothing_else(dtype):
-    for whole in (torch.arange(1, 40).to(dtype), torch.arange(1, 80).to(dtype)[::2], torch.arange(1, 41).to(dtype)[1:]):
-        before = fingerprint(whole)
-        assert fingerprint(whole) == before
-        for place in (0, 17, len(whole) - 1):
-            changed = whole.clone()
-            changed[place] = 0
-            assert fingerprint(changed) != before
-
-
-@pytest.mark.parametrize("rows", [4, 3000])
-@pytest.mark.parametrize("pair", [(0, 1), (1, 3), (0, 2), (2, -1)])
-def test_a_fingerprint_sees_rows_that_change_places_and_writes_between_rows(rows, pair):
-    first, second = pair
-    whole = torch.arange(rows * 24, dtype=torch.bfloat16).reshape(rows, 24)
-    view = whole[:, :16]
-    before = fingerprint(view)
-    whole[[first, second]] = whole[[second, first]]
-    assert fingerprint(view) != before
-    whole[[first, second]] = whole[[second, first]]
-    assert fingerprint(view) == before
-    whole[1, 20] += 64
-    assert fingerprint(view) != before
-
-
-_SIGN_BIT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.int64])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 4096, 40_000])
-def test_a_fingerprint_sees_signs_that_change_wherever_they_are(dtype, count):
-    whole = torch.arange(1, 70_000).to(dtype)
-    before = fingerprint(whole)
-    per_word = 8 // dtype.itemsize
-    for first in (0, per_word - 1, 4096, 65_536 // dtype.itemsize - 1):
-        for apart in (1, per_word):  # as the highest bit of every word, too
-            changed = whole.clone()
-            changed[first::apart][:count] *= -1
-            assert fingerprint(changed) != before
-    zeros = torch.zeros(70_000, dtype=dtype)
-    negative = zeros.clone()
-    negative.view(_SIGN_BIT[dtype.itemsize])[per_word - 1 :: per_word][:count] = torch.iinfo(
-        _SIGN_BIT[dtype.itemsize]
-    ).min
-    assert fingerprint(zeros) != fingerprint(negative)
-
-
-@pytest.mark.parametrize("size", [8, 4096, 32_768, 65_536, 131_072])
-@pytest.mark.parametrize("apart", [1, 2, 3])
-def test_a_fingerprint_sees_blocks_that_change_places_at_any_distance(size, apart):
-    """Pages of a cache, of which those that are equal but for one element are the hardest."""
-    blocks = torch.zeros(5, size, dtype=torch.uint8)
-    blocks[:, size // 2] = torch.arange(5, dtype=torch.uint8)
-    before = fingerprint(blocks)
-    moved = blocks.clone()
-    moved[[1, 1 + apart]] = moved[[1 + apart, 1]]
-    assert fingerprint(moved) != before
-    assert fingerprint(moved.roll(1, 0)) != before
-
-
-@pytest.mark.parametrize("size", range(65_534, 65_546))
-def test_a_fingerprint_sees_the_last_byte_and_how_many_there_are(size):
-    whole = torch.zeros(size, dtype=torch.uint8)
-    before = fingerprint(whole)
-    assert fingerprint(torch.zeros(size + 1, dtype=torch.uint8)) != before
-    whole[-1] = 1
-    assert fingerprint(whole) != before
-
-
 def test_whatever_is_written_into_inputs_is_seen(toy):
     def writing(value):
         def function(inputs, target):
@@ -232,39 +161,6 @@ def test_whatever_is_written_into_inputs_is_seen(toy):
         inputs = toy.component.inputs(toy.Case((5, 6)))
         with pytest.raises(ImplementationRaised, match=r"the implementation wrote into its inputs: x$"):
             toy.job(writing(float(value))).subject.run(inputs)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [torch.Tensor.t_, lambda x: x.unsqueeze_(0), lambda x: x.requires_grad_(), lambda x: x.resize_(2, 3)],
-)
-def test_a_fingerprint_sees_what_becomes_of_a_tensor_whose_bytes_stay(change):
-    matrix = torch.ones(3, 3)
-    before = fingerprint(matrix)
-    change(matrix)
-    assert fingerprint(matrix) != before
-
-
-def test_a_fingerprint_sees_a_byte_in_the_last_part_of_a_word():
-    whole = torch.arange(13, dtype=torch.uint8)
-    before = fingerprint(whole)
-    whole[[11, 12]] = whole[[12, 11]]
-    assert fingerprint(whole) != before
-
-
-def test_a_fingerprint_names_the_tensors_of_nested_inputs():
-    @dataclass
-    class Pool:
-        key: torch.Tensor
-
-    @dataclass
-    class Inputs:
-        query: torch.Tensor
-        pool: Pool
-        sinks: None = None
-        scale: float = 1.0
-
-    assert set(fingerprint(Inputs(torch.ones(2), Pool(torch.ones(3))))) == {"query", "pool.key"}
 
 
 def test_what_the_device_says_later_belongs_to_the_call(toy):

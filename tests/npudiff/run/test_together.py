@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from npudiff.model.case import to_plain
-from npudiff.model.component import Subject, fingerprint
+from npudiff.model.component import Subject
+from npudiff.model.fingerprint import fingerprint
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.engine import NO_CASE, run_job
 from npudiff.run.messages import Task
