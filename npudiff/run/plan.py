@@ -242,7 +242,7 @@ class Plan:
             seconds = self.request.seconds * self.workers * job.prop.example_ratio / total
         processes = job.subject.component.ranks is not None  # its calls are made in processes of ranks already
         isolation = None if processes else self._isolation((*self.jobs, job))  # a test may make a job beside the plan
-        is_sample = job in self.mutants and self.request.mutants is None
+        is_sample = job in self.mutants and self.request.mutants is not None
         return Budget(
             examples=None if seconds is not None else max(1, round(examples * self._share(job))),
             seconds=seconds,

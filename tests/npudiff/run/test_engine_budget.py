@@ -67,6 +67,18 @@ def test_shrinking_ends_after_its_time(toy, monkeypatch):
     assert outcome.failure.case == outcome.first_failure.case
 
 
+def test_a_failing_case_is_made_smaller_in_so_many_tries(toy):
+    wrong, tried = toy.wrong_above(100), {}
+    for most in (0, 4, None):
+        seen = []
+        job = toy.job(lambda inputs, target, seen=seen: seen.append(1) or wrong(inputs, target))
+        outcome = run_job(job, replace(SEEDED, smaller=most))
+        assert outcome.verdict is Verdict.WRONG
+        tried[most] = len(seen) - outcome.cases - outcome.repeated[1]
+    assert tried[0] == 0
+    assert tried[4] == 4 < tried[None]
+
+
 def test_the_same_seed_gives_the_same_cases_and_another_seed_others(toy):
     drawn = {}
     for name, seed in (("one", 7), ("two", 7), ("other", 8)):

@@ -10,7 +10,7 @@ from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Isolation
 from npudiff.run.discovery import component_names, load_components
-from npudiff.run.plan import Request, Shared, make_plan, may_end_its_process
+from npudiff.run.plan import SMALLER, Request, Shared, make_plan, may_end_its_process
 
 MASK = {"components": ("swa_mask",), "target": "sim"}
 
@@ -53,6 +53,14 @@ def test_a_mutant_that_keeps_something_is_looked_for_where_calls_follow_each_oth
     (job,) = kept.values()
     assert job.prop is CALL_INDEPENDENCE
     assert made.budget(job).examples == 5  # no more than any implementation gets
+
+
+def test_a_mutant_that_stands_for_all_is_made_smaller_in_a_few_tries():
+    sample = plan(mutants=1)
+    assert [sample.budget(job).smaller for job in sample.mutants] == [SMALLER]
+    assert {sample.budget(job).smaller for job in sample.jobs} == {None}
+    whole = plan()
+    assert {whole.budget(job).smaller for job in whole.mutants} == {None}
 
 
 def test_a_component_with_history_has_no_other_calls():
