@@ -46,7 +46,7 @@ DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
 
 SMALLER = 20
 """Cases that are tried in place of a mutant's, where one stands for all of a component: that it is found is asked, and
-the smallest case of all took a twelfth of the time of a run."""
+the smallest case of all took a tenth of the time of a run."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_
 from npudiff.reference.sparse_attention import SparseAttentionInputs, sparse_attention
 from npudiff.reference.sparse_indexer import SparseIndexerInputs, sparse_indexer
 from npudiff.reference.swiglu import Activation, SwigluInputs, swiglu
+from paged_rows import paged
 
 HEADS, DIM, ROPE = 4, 64, 16
 TOKENS, CHOSEN, PAGE, WINDOW = 90, 6, 16, 11
@@ -81,24 +82,13 @@ def called(monkeypatch, kind, dtype, sinks=None):
     return made, seen
 
 
-def paged(rows):
-    """Rows in pages that lie in another order, and their table."""
-    pages = -(-len(rows) // PAGE)
-    table = torch.randperm(pages, generator=torch.Generator().manual_seed(7)) + 1
-    pool = torch.zeros(pages + 1, PAGE, 1, rows.shape[-1], dtype=rows.dtype)
-    for place, page in enumerate(table.tolist()):
-        part = rows[place * PAGE : (place + 1) * PAGE]
-        pool[page, : len(part), 0] = part
-    return pool, table.to(torch.int32)
-
-
 def test_the_same_groups_are_chosen(monkeypatch):
     """A query at position p sees the groups of four tokens that end at p or before."""
     made, seen = called(monkeypatch, "compressed_sparse_attention", torch.bfloat16)
     query, keys, hidden = seen["scored"]
     with torch.no_grad():
         weights = made.compressor.indexer.scorer.weights_proj(hidden)[0].float() * (8 * 32) ** -0.5
-    pool, table = paged(keys[0])
+    pool, table = paged(keys[0], PAGE)
     first = 3  # no query before it sees a group
     visible = [(place + 1) // 4 for place in range(TOKENS)]
     ours = sparse_indexer(
@@ -128,7 +118,7 @@ def test_attention_over_a_window_and_groups_is_attention_over_listed_keys(monkey
         rows.append([*range(max(0, place - WINDOW + 1), place + 1), *(TOKENS + group for group in groups)])
     width = max(map(len, rows))
     indices = torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int32).unsqueeze(1)
-    latents, table = paged(seen["key"])
+    latents, table = paged(seen["key"], PAGE)
     total = len(seen["key"])
     assert total == TOKENS + (TOKENS // rate if rate else 0)
     # A query is a request of its own, of which all keys are visible: what it sees is in the list.
@@ -143,7 +133,7 @@ def test_attention_over_a_window_and_groups_is_attention_over_listed_keys(monkey
 def test_a_layer_with_a_window_alone_is_sliding_attention_with_sinks(monkeypatch):
     sinks = torch.tensor([-1.0, 0.5, 2.0, 0.0])
     _, seen = called(monkeypatch, "sliding_attention", torch.float64, sinks)
-    pool, table = paged(seen["key"])
+    pool, table = paged(seen["key"], PAGE)
     kv = PagedKV(pool, pool, table[None])
     given = SlidingAttentionInputs(seen["query"], kv, None, (TOKENS,), (TOKENS,), WINDOW, seen["scaling"],
                                    sinks.to(torch.bfloat16))  # fmt: skip

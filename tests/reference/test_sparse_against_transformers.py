@@ -11,6 +11,7 @@ from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sparse_attention import SparseAttentionInputs, sparse_attention
 from npudiff.reference.sparse_indexer import SparseIndexerInputs, sparse_indexer
+from paged_rows import paged
 
 ATTENTION = {"DeepSeek-V3.2": deepseek.DeepseekV32Attention, "GLM-5": glm.GlmMoeDsaAttention}
 CONFIG = {"DeepSeek-V3.2": deepseek.DeepseekV32Config, "GLM-5": glm.GlmMoeDsaConfig}
@@ -68,25 +69,14 @@ def called(model, dtype):
     return made, hidden, turns, result[0][0], products.operands, chosen[0][0]
 
 
-def paged(rows):
-    """Rows in pages that lie in another order, and their table."""
-    pages = -(-len(rows) // PAGE)
-    table = torch.randperm(pages, generator=torch.Generator().manual_seed(7)) + 1
-    pool = torch.zeros(pages + 1, PAGE, 1, rows.shape[-1], dtype=rows.dtype)
-    for place, page in enumerate(table.tolist()):
-        part = rows[place * PAGE : (place + 1) * PAGE]
-        pool[page, : len(part), 0] = part
-    return pool, table[None].to(torch.int32)
-
-
 @every_model
 def test_the_same_keys_are_chosen(model):
     made, *_, ((query, key), (weights, _)), theirs = called(model, torch.bfloat16)
-    pool, table = paged(key[0, 0].t().to(torch.bfloat16))
-    assert torch.equal(pool.float()[table[0].long()].flatten(0, 2)[:TOKENS], key[0, 0].t())
+    pool, table = paged(key[0, 0].t().to(torch.bfloat16), PAGE)
+    assert torch.equal(pool.float()[table.long()].flatten(0, 2)[:TOKENS], key[0, 0].t())
     factors = weights[0, :, 0] * made.indexer.softmax_scale
     ours = sparse_indexer(
-        SparseIndexerInputs(query[0].to(torch.bfloat16), factors, pool, table, (TOKENS,), (TOKENS,), CHOSEN)
+        SparseIndexerInputs(query[0].to(torch.bfloat16), factors, pool, table[None], (TOKENS,), (TOKENS,), CHOSEN)
     )["chosen"]
     sure = 0
     for row, listed in enumerate(theirs.tolist()):
@@ -106,13 +96,13 @@ def test_attention_over_them_is_the_same(model):
         latents = made.kv_a_layernorm(latents)
         up = made.kv_b_proj.weight.view(HEADS, PLAIN + VALUE, RANK)
         absorbed = torch.einsum("thd,hdr->thr", query[..., :PLAIN], up[:, :PLAIN])
-        (keys, tables), (ropes, _) = paged(latents), paged(turned(rotated, turns[0]))
+        (keys, table), (ropes, _) = paged(latents, PAGE), paged(turned(rotated, turns[0]), PAGE)
         listed = [[key for key in row if key <= place] for place, row in enumerate(chosen.tolist())]
         indices = torch.tensor([row + [-1] * (CHOSEN - len(row)) for row in listed], dtype=torch.int32)[:, None]
         turned_query = turned(query[..., PLAIN:], turns[0][:, None])
         ours = sparse_attention(
             SparseAttentionInputs(
-                absorbed, turned_query, PagedKV(keys, ropes, tables), indices, (TOKENS,), (TOKENS,), made.scaling
+                absorbed, turned_query, PagedKV(keys, ropes, table[None]), indices, (TOKENS,), (TOKENS,), made.scaling
             )
         )["output"].value
         values = torch.einsum("thr,hvr->thv", ours, up[:, PLAIN:])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import random
 import secrets
-import signal
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from killed import killed_after
 from npudiff.campaign import corpus as corpora
 from npudiff.campaign.corpus import Corpus, digest
 from npudiff.campaign.known import Knowledge
@@ -321,18 +319,6 @@ def test_a_corpus_that_is_lost_later_is_told_and_ends_nothing(campaign, place, m
     assert "the network is away" in result.err
 
 
-def _campaign_of_its_own(arguments, folder):
-    """Run the command line, and say nothing."""
-    os.setsid()
-    os.chdir(folder)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nowhere, descriptor)
-    from npudiff.cli import main
-
-    os._exit(main(arguments))
-
-
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # it is forked: torch's threads are not used
 @pytest.mark.parametrize("place", ["folder", "file"], indirect=True)
 @pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
@@ -342,11 +328,7 @@ def test_a_killed_campaign_leaves_whole_objects_and_writes_the_rest_later(kills,
     arguments += ["--output", "kept", "--batch", "20", "--corpus", place]
     draw = random.Random(5)  # noqa: S311 - any moments will do
     for _ in range(kills):
-        process = multiprocessing.get_context("fork").Process(target=_campaign_of_its_own, args=(arguments, tmp_path))
-        process.start()
-        process.join(draw.uniform(0.05, 1.5))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        killed_after(draw.uniform(0.05, 1.5), arguments, tmp_path)
         whole(store_of(place))
     result = campaign("swa_mask", "--corpus", place, time="1s")
     there = {digest(text) for texts in whole(store_of(place)).values() for text in texts}
