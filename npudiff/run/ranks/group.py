@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -138,7 +135,7 @@ class _End:
 class _Rank(WorkerProcess):
     """A rank, and the file in which it is given tensors."""
 
-    def __init__(self, subjects: Sequence[Subject], lines: Sequence[Mapping[int, Any]], rank: int, meeting: str,
+    def __init__(self, subjects: Sequence[Subject], lines: Sequence[Mapping[int, Any]], rank: int, meeting: int,
                  seconds: float) -> None:  # fmt: skip
         self.given = os.memfd_create("npudiff-inputs", os.MFD_CLOEXEC)
 
@@ -170,14 +167,13 @@ class _Group:
     def __init__(self, count: int, subjects: Sequence[Subject], seconds: float) -> None:
         self._functions = [one.implementation.function for one in subjects]
         self._seconds = seconds
-        self._folder = Path(tempfile.mkdtemp(prefix="npudiff-ranks-"))
-        meeting = str(self._folder / "meeting")
+        self._meeting = os.memfd_create("npudiff-meeting", os.MFD_CLOEXEC)  # no name, so that nothing outlives a kill
         waits = max(seconds - _LATER, seconds / 2)
         lines = connected(count)
         self._ranks: list[_Rank] = []
         try:
             for rank in range(count):
-                self._ranks.append(_Rank(subjects, lines, rank, meeting, waits))
+                self._ranks.append(_Rank(subjects, lines, rank, self._meeting, waits))
         finally:
             closed(lines)
         self._call, self.calls, self._until = 0, False, 0.0
@@ -272,4 +268,4 @@ class _Group:
             rank.begin_to_end()  # each takes milliseconds to go: all at once
         for rank in self._ranks:
             rank.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._meeting)

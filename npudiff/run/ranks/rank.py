@@ -33,7 +33,7 @@ _OF_CALLS = ("not the same on all ranks", "does not fit")
 
 
 def rank_main(
-    subjects: Sequence[Subject], mesh: Mesh, size: int, given: int, meeting: str, seconds: float,
+    subjects: Sequence[Subject], mesh: Mesh, size: int, given: int, meeting: int, seconds: float,
     connection: Connection, shared: SharedTensors,
 ) -> NoReturn:  # fmt: skip
     """Make calls until the other side is gone.
@@ -48,8 +48,8 @@ def rank_main(
         Number of ranks.
     given : int
         File into which the judge writes tensors.
-    meeting : str
-        File through which ranks of a device with collectives of its own find each other.
+    meeting : int
+        Open file through which ranks of a device with collectives of its own find each other.
     seconds : float
         After which a rank gives up waiting for another one.
     connection, shared
@@ -69,7 +69,7 @@ def rank_main(
                 warnings.simplefilter("ignore")  # of torch_npu's allocator, once in each process
                 torch.empty(1, device=target.device)
             os.environ[RANK_TIMEOUT] = f"{seconds:g}"
-            store = FileStore(meeting, size)
+            store = FileStore(f"/proc/self/fd/{meeting}", size)
             dist.init_process_group(
                 target.collectives, store=store, rank=mesh.rank, world_size=size, timeout=dt.timedelta(hours=1)
             )

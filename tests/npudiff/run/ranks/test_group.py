@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tempfile
 import time
 from dataclasses import replace
 
@@ -230,3 +231,9 @@ def test_a_process_that_is_gone_is_asked_nothing_and_nothing_else_is_ended(ranke
     with pytest.raises(Faulted, match="the process is gone"):
         rank.hear()
     rank.kill()
+
+
+def test_ranks_leave_nothing_on_disk_however_they_end(ranked, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert ranked.subject().run(ranked.inputs(2))["total"].shape == (2, 3)
+    assert not [*tmp_path.iterdir()]
