@@ -87,6 +87,8 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     if actual.dtype == value.dtype:
         return _ratio_where(~_same_bits(actual, value), actual, value, bound)
     wide = actual.to(torch.float64)
+    if _is_mostly_moved(bound):
+        return _ratio_where(wide != value, wide, value, bound)
     ratio = (wide - value).abs_().div_(bound)
     if ratio.numel() and not math.isfinite(float(ratio.max())):  # that of anything with NaN is NaN
         right = ratio.isnan() & ((wide == value) | bound.isposinf())  # 0 / 0, the same infinity, anything at all
@@ -94,15 +96,28 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     return ratio
 
 
+SAMPLED = 61
+"""Elements of a bound that are looked at."""
+
+
+def _is_mostly_moved(bound: torch.Tensor) -> bool:
+    """Whether most elements have bound 0, as in a cache of which some rows were computed: to divide few is cheaper."""
+    if bound.numel() < SAMPLED**2 or not bound.is_contiguous():
+        return False
+    some = bound.view(-1)[:: bound.numel() // SAMPLED]
+    return 2 * int(some.count_nonzero()) < len(some)
+
+
 def _ratio_where(differs: torch.Tensor, actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
     """Return the ratio where two numbers differ, and 0 elsewhere; a cache is equal nearly everywhere, or altogether."""
-    if not bool(differs.any()):
-        return torch.zeros(differs.shape, dtype=torch.float64)
     ratio = torch.zeros(differs.shape, dtype=torch.float64)
-    wide, value, bound = actual[differs].to(torch.float64), value[differs].to(torch.float64), bound[differs]
+    places = differs.reshape(-1).nonzero().squeeze(1)
+    if not len(places):
+        return ratio
+    wide, value, bound = (one.reshape(-1)[places].to(torch.float64) for one in (actual, value, bound))
     finite = torch.isfinite(wide) & torch.isfinite(value) & (bound != 0)  # a bound of 0: 0 / 0 of large integers
     unequal = torch.where(finite, (wide - value).abs_() / bound, torch.inf)
-    ratio[differs] = unequal.masked_fill_(torch.isposinf(bound), 0.0)
+    ratio.view(-1)[places] = unequal.masked_fill_(torch.isposinf(bound), 0.0)
     return ratio
 
 

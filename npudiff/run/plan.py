@@ -168,6 +168,19 @@ class Plan:
         others = set(component_names()) - set(self.request.components or component_names())
         return {names: why for names, why in self.left_out.items() if names[1] == EVERY and names[0] not in others}
 
+    def is_mutant(self, job: Job) -> bool:
+        """Whether a job is one of ``mutants``."""
+        return job.name in self._mutants
+
+    @functools.cached_property
+    def _mutants(self) -> frozenset[str]:
+        return frozenset(job.name for job in self.mutants)
+
+    @functools.cached_property
+    def _all_ratios(self) -> float:
+        """Cases of all jobs, per case of equivalence of each."""
+        return sum(job.prop.example_ratio for job in (*self.jobs, *self.mutants))
+
     @property
     def workers(self) -> int:
         """Processes in which jobs run."""
@@ -192,15 +205,20 @@ class Plan:
         UsageError
             If that was asked for where it cannot be done.
         """
-        return self._isolation(self.jobs)
+        return self._isolation(may_end=self._may_end)
 
-    def _isolation(self, jobs: Sequence[Job]) -> Isolation | None:
+    @functools.cached_property
+    def _may_end(self) -> bool:
+        """Whether one of the jobs may end its process."""
+        return any(may_end_its_process(job.subject) for job in self.jobs)
+
+    def _isolation(self, *, may_end: bool) -> Isolation | None:
         request = self.request
         if request.isolate and not can_isolate():
             raise UsageError("--isolate needs Linux")
         wanted = request.isolate
         if wanted is None:
-            wanted = can_isolate() and any(may_end_its_process(job.subject) for job in jobs)
+            wanted = can_isolate() and may_end
         return self._isolated if wanted else None
 
     @property
@@ -234,28 +252,28 @@ class Plan:
         """Return how long one job may look."""
         profile = run_preset(self.request.hypothesis_profile)
         examples = self.usual_examples
-        if job in self.mutants and (self.request.mutants is not None or self.request.examples is None):
+        is_mutant = self.is_mutant(job)
+        if is_mutant and (self.request.mutants is not None or self.request.examples is None):
             examples = max(examples, DEFAULT_EXAMPLES)  # a few stand for all: they have to be found in a short run too
         seconds = None
         if self.request.seconds is not None:
-            total = sum(other.prop.example_ratio for other in (*self.jobs, *self.mutants))
-            seconds = self.request.seconds * self.workers * job.prop.example_ratio / total
+            seconds = self.request.seconds * self.workers * job.prop.example_ratio / self._all_ratios
         processes = job.subject.component.ranks is not None  # its calls are made in processes of ranks already
-        isolation = None if processes else self._isolation((*self.jobs, job))  # a test may make a job beside the plan
-        is_sample = job in self.mutants and self.request.mutants is not None
+        may_end = self._may_end or may_end_its_process(job.subject)  # a test may make a job beside the plan
+        isolation = None if processes else self._isolation(may_end=may_end)
         return Budget(
             examples=None if seconds is not None else max(1, round(examples * self._share(job))),
             seconds=seconds,
             seed=self.request.seed,
             deterministic=profile.deterministic,
-            smaller=SMALLER if is_sample else None,
-            example_database=None if job in self.mutants else self.request.example_database,
+            smaller=SMALLER if is_mutant and self.request.mutants is not None else None,
+            example_database=None if is_mutant else self.request.example_database,
             isolation=isolation,
-            explains=self.request.most_causes > 1 and job not in self.mutants,
+            explains=self.request.most_causes > 1 and not is_mutant,
             second_look=None if processes else self._second_look,
             explicit_cases=self.shared.cases.get(job.name, ()),
             shared_database=self.shared.examples,
-            together=not (self.request.named or job in self.mutants or seconds is not None or isolation),
+            together=not (self.request.named or is_mutant or seconds is not None or isolation),
         )
 
     def tasks(self, keep: Keep) -> list[Task]:
@@ -274,11 +292,10 @@ class Plan:
         component = job.subject.component
         runs = 1.0 if component.history is None else component.history.runs
         named = self.request.named  # whoever asks for one implementation gets all its cases
-        keeps = (
-            job.prop is CALL_INDEPENDENCE and job.subject.implementation.factory is not None and job not in self.mutants
-        )
+        is_mutant = self.is_mutant(job)
+        keeps = job.prop is CALL_INDEPENDENCE and job.subject.implementation.factory is not None and not is_mutant
         share = STATEFUL_EXAMPLE_RATIO if keeps else job.prop.example_ratio
-        return share * runs * (1.0 if named or job in self.mutants else component.example_ratio)
+        return share * runs * (1.0 if named or is_mutant else component.example_ratio)
 
 
 AT_FIRST = 0.4

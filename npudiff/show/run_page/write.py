@@ -81,7 +81,7 @@ def plain_record_of(
     plan: Plan, outcome: Outcome, kept: Sequence[Kept], started: float, *, command: str
 ) -> dict[str, Any]:
     """Return the record of one job, or mutant, of a plan as plain values, as a part of the record of a run."""
-    is_mutant = outcome.job in plan.mutants
+    is_mutant = plan.is_mutant(outcome.job)
     one = replace(plan, jobs=() if is_mutant else (outcome.job,), mutants=(outcome.job,) if is_mutant else ())
     outcomes, mutants = ([], [outcome]) if is_mutant else ([outcome], [])
     findings = [(finding_of_plain(one.content), one.folder) for one in kept]

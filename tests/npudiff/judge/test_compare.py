@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npudiff.judge.compare import bounds_of, compare, compare_runs, error_ratio, gain_error, same_bits
+from npudiff.judge.compare import (
+    SAMPLED,
+    _is_mostly_moved,
+    bounds_of,
+    compare,
+    compare_runs,
+    error_ratio,
+    gain_error,
+    same_bits,
+)
 from npudiff.reference.bounds import Expected, exactly
 
 INF, NAN = math.inf, math.nan
@@ -171,9 +180,10 @@ _FLOATS = st.one_of(st.floats(-1e3, 1e3, width=32), st.sampled_from([0.0, -0.0, 
 _BOUNDS = st.one_of(st.floats(0, 1e3, allow_subnormal=False), st.sampled_from([0.0, INF]))
 
 
+@pytest.mark.parametrize("moved", [0, 2 * SAMPLED**2])  # elements that are only moved, as in a cache
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.tuples(_FLOATS, _FLOATS, _BOUNDS), max_size=8))
-def test_the_ratio_is_that_of_a_plain_loop(elements):
+@given(elements=st.lists(st.tuples(_FLOATS, _FLOATS, _BOUNDS), max_size=8))
+def test_the_ratio_is_that_of_a_plain_loop(moved, elements):
     def ratio(actual, value, bound):
         if actual == value or bound == INF:
             return 0.0
@@ -182,8 +192,11 @@ def test_the_ratio_is_that_of_a_plain_loop(elements):
         return abs(actual - value) / bound
 
     columns = list(zip(*elements, strict=True)) or [(), (), ()]
-    actual, value, bound = (tensor(column, torch.float64) for column in columns)
-    assert error_ratio(actual.float(), value, bound).tolist() == [ratio(*element) for element in elements]
+    actual, value, bound = (torch.cat([torch.zeros(moved), tensor(column, torch.float64)]) for column in columns)
+    assert _is_mostly_moved(bound) == bool(moved)
+    ratios = error_ratio(actual.float(), value, bound)
+    assert not ratios[:moved].any()
+    assert ratios[moved:].tolist() == [ratio(*element) for element in elements]
 
 
 def test_the_same_bits_hold_and_nan_equals_nan():
