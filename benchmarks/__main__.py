@@ -13,6 +13,7 @@ MODULES = (
     "start",
     "engine",
     "reference",
+    "long_references",
     "layouts",
     "experts",
     "shrinking",
