@@ -11,7 +11,7 @@ from npudiff.device.ascend.data_parallel_gather import (
 )  # fmt: skip
 
 TWIN = bool(os.environ.get("TWIN"))
-SUM, CHUNKS, PADDED = {"mode": ("sum",)}, {"mode": ("chunks",)}, {"mode": ("maximum", "sum")}
+SUM, PADDED = {"mode": ("sum",)}, {"mode": ("maximum", "sum")}
 
 
 class Summed:
@@ -39,9 +39,12 @@ class Summed:
     def part(self, rows):
         return own_part(self.inputs, rows)
 
+    def buffer(self):
+        return self.inputs.states.new_zeros(self.room(), self.inputs.states.shape[1])
+
     def run(self):
         inputs, count = self.inputs, self.count
-        every = inputs.states.new_zeros(self.room(), inputs.states.shape[1])
+        every = self.buffer()
         if self.writes():
             at = self.written_at()
             every[at : at + count] = inputs.states[:count]
@@ -116,22 +119,38 @@ def neighbours_for_data_ranks(inputs, target):
     return Neighbours(inputs).run()
 
 
-class PartOfTheGroup(DataRanks):
-    def part(self, rows):
-        return super().part(rows) if TWIN else rows * self.inputs.factors[group_of(self.inputs)]
+@npudiff.implementation(
+    "data_parallel_gather", name="r_data_parallel_gather_03_kept_buffer", supports=SUM, stateful=True
+)
+def kept_buffer():
+    """The buffer of all tokens is kept for calls with about as many, and was zero in the first alone; shows in a later
+    call of several ranks."""
+    kept = {}
+
+    class Kept(Summed):
+        def buffer(self):
+            rows, states = self.room(), self.inputs.states
+            capacity = max(-(-rows // 16), 1) * 16
+            key = (capacity, states.shape[1], states.dtype)
+            if key not in kept or TWIN:
+                kept[key] = states.new_zeros(capacity, states.shape[1])
+            return kept[key][:rows]
+
+    def gathered(inputs, target):
+        return Kept(inputs).run()
+
+    return gathered
 
 
-@npudiff.implementation("data_parallel_gather", name="r_data_parallel_gather_03_part_of_the_group", supports=PADDED)
-def part_of_the_group(inputs, target):
-    """A rank computes the part with the number of its data-parallel group; shows with several ranks in a group."""
-    return PartOfTheGroup(inputs).run()
-
-
-class Unclamped:
-    """Each rank computes its chunk of its group's rows."""
+class Chunks:
+    """Each rank computes its chunk of its group's rows; subclasses change one thing."""
 
     def __init__(self, inputs):
         self.inputs = inputs
+
+    def real(self, behind, chunk):
+        """Real rows of a chunk behind whose first row there are so many real ones in the group."""
+        return min(behind, chunk)
 
     def run(self):
         inputs, place = self.inputs, place_of(self.inputs)
@@ -139,20 +158,29 @@ class Unclamped:
         own = inputs.states[place * chunk : (place + 1) * chunk].clone()
         if not inputs.replicated:
             own = in_slices(inputs, inputs.states, leader=False)
-        real = max(inputs.counts[group_of(inputs)] - place * chunk, 0)
-        if TWIN:
-            real = min(real, chunk)
+        real = self.real(max(inputs.counts[group_of(inputs)] - place * chunk, 0), chunk)
         result = torch.zeros_like(own)
         terms = own[:real].unsqueeze(0) * inputs.factors.unsqueeze(1)
         result[:real] = terms.sum(dim=0, dtype=terms.dtype)
         return {"output": whole_of_group(inputs, result), "real": torch.tensor([real], dtype=torch.int32)}
 
 
-@npudiff.implementation("data_parallel_gather", name="r_data_parallel_gather_04_more_real_rows_than_rows", supports=CHUNKS)
+def in_its_mode(inputs, **changed):
+    """Run the way of a mode, some of them changed."""
+    ways = {"sum": Summed, "maximum": DataRanks, "chunks": Chunks, **changed}
+    return ways[inputs.mode](inputs).run()
+
+
+class Unclamped(Chunks):
+    def real(self, behind, chunk):
+        return super().real(behind, chunk) if TWIN else behind
+
+
+@npudiff.implementation("data_parallel_gather", name="r_data_parallel_gather_04_more_real_rows_than_rows")
 def more_real_rows_than_rows(inputs, target):
     """Real rows of a chunk are those from its begin to the end of the group; shows in what is said to be real, where
     tokens go on behind the chunk."""
-    return Unclamped(inputs).run()
+    return in_its_mode(inputs, chunks=Unclamped)
 
 
 class OneBefore(Summed):
@@ -162,10 +190,10 @@ class OneBefore(Summed):
         return self.inputs.counts[self.group - 1] if self.group else 0
 
 
-@npudiff.implementation("data_parallel_gather", name="r_data_parallel_gather_05_start_behind_one_group", supports=SUM)
+@npudiff.implementation("data_parallel_gather", name="r_data_parallel_gather_05_start_behind_one_group")
 def start_behind_one_group(inputs, target):
     """The slice of a group begins behind the tokens of the one before; shows with more than two groups."""
-    return OneBefore(inputs).run()
+    return in_its_mode(inputs, sum=OneBefore)
 
 
 class IdleHasOne(Summed):
@@ -177,10 +205,10 @@ class IdleHasOne(Summed):
         return sum(max(count, least) for count in self.inputs.counts[: self.group])
 
 
-@npudiff.implementation("data_parallel_gather", name="r_data_parallel_gather_06_idle_group_has_a_token", supports=SUM)
+@npudiff.implementation("data_parallel_gather", name="r_data_parallel_gather_06_idle_group_has_a_token")
 def idle_group_has_a_token(inputs, target):
     """Where results are read an idle group has one token, as in a dummy run; shows behind a group without tokens."""
-    return IdleHasOne(inputs).run()
+    return in_its_mode(inputs, sum=IdleHasOne)
 
 
 class Averaged(DataRanks):

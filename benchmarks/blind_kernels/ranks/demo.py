@@ -40,11 +40,11 @@ def run(names):
         expected = {label: component.reference(inputs) for label, inputs in cases.items()}
         for kernel in implementations_in(importlib.import_module(name)):
             number, found = int(kernel.name.removeprefix(f"r_{name}_")[:2]), {}
+            subject = Subject(component, kernel.fresh(), target)
             for label, inputs in cases.items():
                 if takes(kernel, inputs):
-                    with target.activate():
-                        outputs = Subject(component, kernel, target).run(inputs)
-                    found[label] = compare(expected[label], outputs).worst
+                    with target.activate():  # twice, since one kernel keeps something for the next call
+                        found[label] = max(compare(expected[label], subject.run(inputs)).worst for _ in range(2))
             results[kernel.name] = {"own": found[number], "all": max(found.values()), "of": len(found),
                                     "wrong_in": [str(label) for label, worst in found.items() if not worst <= 1]}  # fmt: skip
     target.on_ranks.close()

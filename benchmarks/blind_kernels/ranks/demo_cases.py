@@ -191,7 +191,7 @@ CONTEXT_PARALLEL = {
     2: lambda: attention("decode", 2, [(1, 9), (1, 15)], interleave=4),
     3: lambda: attention("prefill", 3, [(13, 13)], heads=3, kv_heads=3),
     4: lambda: attention("prefill", 2, [(9, 15)]),
-    5: lambda: attention("decode", 2, [(1, 3), (1, 14)], interleave=4),
+    5: lambda: attention("decode", 2, [(1, 3), (1, 4)], interleave=4),
     6: lambda: attention("decode", 2, [(1, 9), (1, 14)], size=12.0),
     7: lambda: attention("prefill", 2, [(1, 1), (13, 13)]),
     8: lambda: attention("decode", 2, [(1, 9), (1, 0)], unused=0),
@@ -229,7 +229,7 @@ def gathered(mode, counts, lengths, size=1, *, replicated=True, dtype=BF16, high
 DATA_PARALLEL_GATHER = {
     1: lambda: gathered("sum", [3, 4], [5, 4]),
     2: lambda: gathered("maximum", [3, 4], [4, 4], 2),
-    3: lambda: gathered("maximum", [3, 4], [4, 4], 2),
+    3: lambda: gathered("sum", [3, 2], [3, 4], 2),
     4: lambda: gathered("chunks", [3, 4], [4, 4], 2),
     5: lambda: gathered("sum", [3, 2, 4], [3, 2, 4]),
     6: lambda: gathered("sum", [0, 4], [2, 4]),

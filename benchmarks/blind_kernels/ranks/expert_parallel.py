@@ -31,7 +31,7 @@ class Routed:
         mask = self.inputs.mask
         if mask is None:
             return torch.ones(self.tokens, self.k, dtype=torch.bool)
-        return mask.view(self.tokens, -1).expand(self.tokens, self.k)
+        return (mask if mask.dim() == 2 else mask.unsqueeze(1)).expand(self.tokens, self.k)
 
     def numbers(self):
         """Number of each token for its row of the table."""
@@ -192,7 +192,7 @@ def shared_expert_by_blocks(inputs, target):
 class Room(Routed):
     def said(self, rows, numbers, counts):
         result = super().said(rows, numbers, counts)
-        most = max(self.layout.rows) if TWIN else self.tokens
+        most = max(self.layout.rows) if TWIN else max(self.tokens, 1)
         if self.inputs.rank >= self.layout.shared_ranks:
             result[most * self.layout.ranks * min(self.lanes[self.inputs.rank], self.k) :] = 0
         return result
@@ -200,7 +200,7 @@ class Room(Routed):
 
 @npudiff.implementation("expert_parallel", name="r_expert_parallel_07_room_by_own_tokens")
 def room_by_own_tokens(inputs, target):
-    """There is room for as many rows as if all ranks had the own tokens; shows on a rank with few tokens that is given
+    """There is room for as many rows as if all ranks had the own tokens, or one; shows on a rank with few tokens that is given
     many copies."""
     return Room(inputs).run()
 
