@@ -284,6 +284,8 @@ def _validate(inputs: ExpertParallelInputs) -> None:
         raise ValueError(f"there are {inputs.shared.up.experts} shared experts, not {layout.shared_experts}")
     if inputs.mask is not None and inputs.mask.dim() == 2 and layout.shared_ranks:
         raise ValueError("a mask of copies says nothing of tokens that go to ranks with shared experts")
+    if inputs.mask is not None and layout.shared_ranks and bool((inputs.real & ~inputs.mask).any()):
+        raise ValueError("a token that is masked goes to no rank with shared experts: it cannot be real")
     experts = inputs.routed.up.experts
     if inputs.topk_ids.numel() and not LEFT_OUT <= int(inputs.topk_ids.min()) <= int(inputs.topk_ids.max()) < experts:
         raise ValueError(f"ids must lie in {LEFT_OUT}..{experts - 1}")

@@ -409,7 +409,9 @@ def everywhere_composed(inputs: ExpertParallelPart, target: Target) -> Outputs:
     """All tokens everywhere, a loop over experts of plain operators, and an all-reduce in float32."""
     layout, ranks, most = inputs.layout, inputs.layout.ranks, max(inputs.layout.rows)
     here = len(inputs.states)
-    taking = torch.ones_like(inputs.topk_ids) if inputs.mask is None else inputs.mask.view(here, -1).int()
+    taking = torch.ones_like(inputs.topk_ids)
+    if inputs.mask is not None:
+        taking = (inputs.mask if inputs.mask.dim() == 2 else inputs.mask.unsqueeze(1)).int()
     slots = slots_of(inputs).masked_fill(taking == 0, LEFT_OUT)
     active = inputs.topk_ids.new_ones(here) if inputs.mask is None else taking.amax(dim=1)
     states = gathered(inputs.states, most, ranks, 0.0)

@@ -417,6 +417,9 @@ def loads(kind: type, text: str) -> Any:  # noqa: ANN401 - returns an instance o
     return from_plain(kind, plain)
 
 
+_SCALARS = frozenset({int, float, str, bool})
+
+
 def from_plain(kind: Any, plain: object, path: str = "case") -> Any:  # noqa: ANN401 - kind is a type form
     """Build a value of type ``kind`` from plain JSON values.
 
@@ -428,15 +431,13 @@ def from_plain(kind: Any, plain: object, path: str = "case") -> Any:  # noqa: AN
     ValueError
         If the plain value does not fit; the message names the place.
     """
+    if kind is type(plain) and kind in _SCALARS:  # by far the most often
+        return plain
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, plain, path)
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _union(kind, plain, path)
-    if origin is tuple:
-        return _tuple(kind, plain, path)
-    if origin is typing.Literal:
-        return _literal(kind, plain, path)
+    reader = _READERS.get(typing.get_origin(kind))
+    if reader is not None:
+        return reader(kind, plain, path)
     if kind is float and type(plain) is int:
         return _float(plain, path)
     expected = type(None) if kind is None else kind
@@ -460,30 +461,42 @@ def _float(plain: int, path: str) -> float:
         raise ValueError(f"{path}: the integer is too large for a float") from None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    """What a dataclass is read from."""
+
+    hints: dict[str, Any]
+    earlier: dict[str, str]
+    """Names that fields had, to those that they have."""
+    required: tuple[str, ...]
+    """Names of fields without a default."""
+
+
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _fields(kind: type) -> _Fields:
+    fields = [field for field in dataclasses.fields(kind) if field.init]
+    unset = dataclasses.MISSING
+    hints = typing.get_type_hints(kind)
+    return _Fields(
+        {field.name: hints[field.name] for field in fields},
+        {field.metadata["was"]: field.name for field in fields if field.metadata.get("was")},
+        tuple(field.name for field in fields if field.default is unset and field.default_factory is unset),
+    )
 
 
 def _dataclass(kind: type, plain: object, path: str) -> object:
     if not isinstance(plain, dict):
         raise ValueError(f"{path}: expected an object, got {type(plain).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    earlier = {field.metadata["was"]: name for name, field in fields.items() if field.metadata.get("was")}
+    fields = _fields(kind)
     given = {str(name): value for name, value in plain.items()}
-    plain = {**{earlier[name]: given.pop(name) for name in earlier if name in given}, **given}
-    strange = sorted(set(plain) - set(fields))
-    missing = sorted(
-        name
-        for name, field in fields.items()
-        if name not in plain and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
+    plain = {**{new: given.pop(old) for old, new in fields.earlier.items() if old in given}, **given}
+    strange = sorted(plain.keys() - fields.hints.keys())
+    missing = sorted(name for name in fields.required if name not in plain)
     if strange or missing:
-        said = str(unknown("field", strange[0][:40], fields)) if strange else ""
+        said = str(unknown("field", strange[0][:40], fields.hints)) if strange else ""
         lacking = ", ".join(repr(name) for name in missing if f"did you mean {name!r}" not in said)
         raise ValueError(f"{path}: " + "; ".join(filter(None, [said, lacking and f"missing {lacking}"])))
-    hints = _hints(kind)
-    return kind(**{name: from_plain(hints[name], value, f"{path}.{name}") for name, value in plain.items()})
+    return kind(**{name: from_plain(fields.hints[name], value, f"{path}.{name}") for name, value in plain.items()})
 
 
 def _union(kind: object, plain: object, path: str) -> object:
@@ -501,3 +514,12 @@ def _tuple(kind: object, plain: object, path: str) -> tuple[object, ...]:
         raise ValueError(f"{path}: expected a list, got {type(plain).__name__}")
     item = typing.get_args(kind)[0]
     return tuple(from_plain(item, value, f"{path}[{index}]") for index, value in enumerate(plain))
+
+
+_READERS: dict[object, Callable[[Any, object, str], object]] = {
+    typing.Union: _union,
+    types.UnionType: _union,
+    tuple: _tuple,
+    typing.Literal: _literal,
+}
+"""By the origin of a type form."""

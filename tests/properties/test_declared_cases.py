@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 
 import pytest
 
 from draws import default_cases, drawn
-from npudiff.model.case import DeclaredCase, declaration, dumps, loads
+from npudiff.model.case import DeclaredCase, declaration, from_plain, loads
 from npudiff.model.constraints import Constraints, Numbers
 from npudiff.run.discovery import load_component, load_components
 
@@ -35,9 +36,9 @@ def refused(component, case):
 
 def changed(component, case, field, value):
     """The case with another value of a field, or None where that is of another type."""
-    other = dataclasses.replace(case, **{field: value})
+    kind = typing.get_type_hints(component.case_type)[field]
     try:
-        return loads(component.case_type, dumps(other))
+        return dataclasses.replace(case, **{field: from_plain(kind, value)})
     except ValueError:
         return None
 

@@ -101,7 +101,7 @@ def test_shared_experts_count_the_tokens_of_the_ranks_that_they_serve():
     """Four ranks of shared experts, two of each: tokens of even ranks, and of odd ones, that are not masked."""
     case = replace(APART, ranks=6, shared_ranks=4, shared_experts=2, padding="mask")
     mask = torch.arange(3).repeat(6) < torch.tensor([3, 2, 1, 0, 3, 1]).repeat_interleave(3)
-    inputs = replace(build_inputs(case), mask=mask)
+    inputs = replace(build_inputs(case), mask=mask, real=mask)
     counts = expert_parallel(inputs)["counts"].value
     assert counts[:4].tolist() == [3 + 1 + 3, 2 + 0 + 1] * 2
     assert int(counts[4:].sum()) == 2 * int(mask.sum())
@@ -206,6 +206,7 @@ def test_what_contradicts_itself_is_refused(changed, message):
     [
         ({"shared": None}, "2 ranks cannot have 1 shared experts alike"),
         ({"mask": torch.ones(12, 2, dtype=torch.bool)}, "a mask of copies says nothing of tokens that go to ranks"),
+        ({"mask": torch.zeros(12, dtype=torch.bool)}, "masked goes to no rank with shared experts: it cannot be real"),
     ],
 )
 def test_what_contradicts_shared_experts_is_refused(changed, message):
