@@ -33,6 +33,8 @@ COUNTS = (1, 2, 3, 4, 5, 7, 8, 17, 33)
 POISONS = ("stale", "large", "nan")
 """What padded rows hold: numbers as of any row, 4096, or NaN; of integers the largest one, for NaN."""
 LARGE = 4096.0
+LARGEST_FACTOR = 8
+"""Of integers."""
 
 MOST_ELEMENTS = 2**15
 """Elements of all states up to which a case may have more tokens, or wider rows, than it must."""
@@ -175,7 +177,8 @@ def _poison(poison: str, dtype: torch.dtype) -> float:
 
 def _numbers(case: DataParallelGatherCase, name: str, rows: int) -> torch.Tensor:
     if case.dtype == "int32":
-        drawn = Stream(case.seed, name).integer_array(-(2**20), 2**20, rows * case.width)
+        most = 2**30 // (LARGEST_FACTOR * case.ranks * (1 if case.replicated else case.attention_ranks))
+        drawn = Stream(case.seed, name).integer_array(-most, most, rows * case.width)  # no sum leaves int32
         return torch.from_numpy(drawn).view(rows, case.width)
     return Stream(case.seed, name).normal((rows, case.width), torch.float32)
 
@@ -183,7 +186,7 @@ def _numbers(case: DataParallelGatherCase, name: str, rows: int) -> torch.Tensor
 def _factors(case: DataParallelGatherCase) -> torch.Tensor:
     """Powers of two of either sign, those of neighbours unlike each other."""
     signs = torch.from_numpy(Stream(case.seed, "signs").integer_array(0, 2, case.ranks * case.width))
-    sizes = torch.tensor([1.0, 2.0, 4.0, 8.0] if case.dtype == "int32" else [1.0, 2.0, 0.5, 4.0, 0.25])
+    sizes = torch.tensor([1.0, 2.0, 4.0, LARGEST_FACTOR] if case.dtype == "int32" else [1.0, 2.0, 0.5, 4.0, 0.25])
     columns = torch.arange(case.width) + torch.arange(case.ranks).unsqueeze(1)
     return sizes[columns % len(sizes)] * (1 - 2 * signs.view(case.ranks, case.width))
 
