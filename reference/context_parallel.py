@@ -41,8 +41,8 @@ class ContextParallelInputs:
     """``[ranks, pages, page_size, kv_heads, head_dim]``: the pools of the ranks, with the history. What lies elsewhere
     is seen if it is read."""
     block_table: torch.Tensor
-    """int32 ``[ranks, batch, width]``: the pages of each request in the pool of each rank, those for new tokens too. Page 0
-    is nobody's, as in both backends: what pads a batch may be written there."""
+    """int32 ``[ranks, batch, width]``: the pages of each request in the pool of each rank, those for new tokens too.
+    Page 0 is nobody's, as in both backends: what pads a batch may be written there."""
     query_lengths: tuple[int, ...]
     kv_lengths: tuple[int, ...]
     """New tokens and total tokens of each request."""
@@ -86,8 +86,8 @@ class ContextParallelPart:
     """``[pages, page_size, kv_heads, head_dim]``: the pool of this rank, with its part of the history. What lies
     elsewhere is seen if it is read."""
     block_table: torch.Tensor
-    """int32 ``[batch, width]``: the pages of each request in this pool, those for new tokens too. Page 0 is nobody's, as
-    in both backends: what pads a batch may be written there."""
+    """int32 ``[batch, width]``: the pages of each request in this pool, those for new tokens too. Page 0 is nobody's,
+    as in both backends: what pads a batch may be written there."""
     query_lengths: tuple[int, ...]
     kv_lengths: tuple[int, ...]
     """New tokens and total tokens of each request, over all ranks."""
