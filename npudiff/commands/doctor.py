@@ -32,7 +32,7 @@ from npudiff.run.engine import run_job
 from npudiff.run.environment import autoload_would_fail, cann_library, version_of
 from npudiff.show.console import Console
 
-_PROBE_CASES = 5
+_PROBE_CASES = 3
 VIRTUAL = "virtual"
 """The target that has ranks: processes with a device each, on this machine."""
 

@@ -19,7 +19,7 @@ from npudiff.device.simulator.schemas import namespace, qualified_name
 from npudiff.run.discovery import component_names, load_component
 
 EXAMPLES = 15
-"""Cases of each implementation."""
+"""Cases of each implementation, if nobody asks for fewer."""
 
 NOT_TORCH_NPUS = {
     "npu::mla_preprocess", "npu::apply_token_bitmask", "npu::causal_conv1d", "npu::chunk_gated_delta_rule",
@@ -75,13 +75,13 @@ IN_THIS_PROCESS = [name for name in component_names() if load_component(name).ra
 
 
 @pytest.mark.parametrize("name", IN_THIS_PROCESS)
-def test_calls_bind_are_recorded_and_give_the_wheels_shapes(name, account):
+def test_calls_bind_are_recorded_and_give_the_wheels_shapes(name, account, at_most):
     component, target, recorded = load_component(name), targets.sim(None), recorded_calls()
     account["components"].add(name)
     for item in implementations(component):
         watch, made = ShapeWatch(account["ours"]), []
         with watching(made.append), watch:
-            outcome = run_drawn(component, item, target, EXAMPLES)
+            outcome = run_drawn(component, item, target, at_most(EXAMPLES))
         assert outcome.failure is None, f"{item.name}: {outcome.failure}"
         assert outcome.cases
         assert sorted({str(call) for call in made if not call.is_among(recorded)}) == [], item.name
@@ -94,7 +94,7 @@ def test_calls_bind_are_recorded_and_give_the_wheels_shapes(name, account):
         account["compared"] += watch.compared
 
 
-def test_no_exception_has_become_needless(account):
-    if account["components"] != set(IN_THIS_PROCESS):
-        pytest.skip("not all components ran")
+def test_no_exception_has_become_needless(account, at_most):
+    if account["components"] != set(IN_THIS_PROCESS) or at_most(EXAMPLES) < EXAMPLES:
+        pytest.skip("not all components ran, or with fewer cases")
     assert account["agreed"] == set(AGREED)

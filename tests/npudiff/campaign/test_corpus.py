@@ -261,6 +261,7 @@ def rounds(log):
     return [entry for entry in log if entry["kind"] == "round"]
 
 
+@pytest.mark.few(2)
 def test_a_campaign_begins_with_what_another_one_found(campaign, tmp_path, place):
     def searched():
         """Search until something is found, which takes a while where much else runs."""

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,11 +115,12 @@ def test_no_command_writes_into_a_linked_folder(cli, folder, command, place):
     assert not list((folder / "elsewhere").iterdir())
 
 
-def test_the_folder_of_a_finding_may_not_be_a_link_either(cli, folder, written):
+def test_the_folder_of_a_finding_may_not_be_a_link_either(cli, folder):
     (folder / "elsewhere").mkdir()
-    for path in {path.parent for path in written if path.name == "finding.json"}:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).symlink_to(folder / "elsewhere")
+    cli(*COMMANDS["check"])
+    for path in {path.parent for path in folder.rglob("finding.json")}:
+        shutil.rmtree(path)
+        path.symlink_to(folder / "elsewhere")
     result = cli(*COMMANDS["check"])
     assert result.code == ExitCode.FINDINGS
     assert "FINDING swa_mask.mask_left_context_512" in result.out
