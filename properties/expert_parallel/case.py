@@ -39,7 +39,7 @@ MOST_ELEMENTS = 2**24
 
 
 def _ranks_apart(case: ExpertParallelCase) -> Sequence[int]:
-    return [count for count in (0, 0, 0, 0, 1, 2, 4) if count < case.ranks]
+    return [count for count in (0, 0, 0, 1, 2, 4, 4) if count < case.ranks]
 
 
 def _hidden(case: ExpertParallelCase) -> Sequence[int]:
@@ -89,7 +89,7 @@ class ExpertParallelCase(Case):
         affordable=_affords_tokens,
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.hidden} on {counted(case.ranks, 'rank')}",
     )  # fmt: skip
-    ranks: int = axis("ranks", range(1, MOST_RANKS + 1), 1, drawn=(2, 1, 2, 3, 4, 2, 3, 4, 8), shown="")
+    ranks: int = axis("ranks", range(1, MOST_RANKS + 1), 1, drawn=(2, 1, 2, 3, 4, 2, 3, 6, 8), shown="")
     hidden: int = axis("elements of a row", range(1, 8193), 32, drawn=_hidden, shown="")
     width: int = axis("gates of an expert, and as many ups", range(1, 4097), 32, drawn=(32, 16, 64), shown="")
     experts: int = axis(
@@ -120,7 +120,7 @@ class ExpertParallelCase(Case):
         shown="shared {}", region="shared expert",
     )  # fmt: skip
     shared_experts: int = axis(
-        "shared experts, of which each has as many ranks", range(1, 5), 1, drawn=(1, 1, 2),
+        "shared experts, of which each has as many ranks", range(1, 5), 1, drawn=(1, 2),
         fits=lambda case, count: count == 1 or (case.shared_ranks > 0 and case.shared_ranks % count == 0),
         applies=lambda case: case.shared_ranks > 0, shown="{} shared experts",
     )  # fmt: skip

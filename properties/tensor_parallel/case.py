@@ -66,6 +66,11 @@ def _projections(case: TensorParallelCase) -> Sequence[str]:
     return {"row": ("one",), "column_row": ("one", "gate_up")}.get(case.layer, PROJECTIONS)
 
 
+def _formats(case: TensorParallelCase) -> Sequence[str]:
+    """Those of groups oftener where parts of the inner axis may be unequal."""
+    return (*FORMATS, "w4a16") if case.layer == "row" else FORMATS
+
+
 def _given_padding(case: TensorParallelCase) -> bool:
     """Whether ranks are given rows behind the last token."""
     own = case.form == "own_tokens" or (case.form == "sequence" and case.layer in ("column", "column_row"))
@@ -89,10 +94,12 @@ class TensorParallelCase(Case):
     form: str = axis(
         "who has which tokens between layers", FORMS, "whole", drawn=_forms, shown="{}", region=lambda case: case.form
     )
-    format: str = axis("what weights and states are", FORMATS, "float", shown="{}", region=lambda case: case.format)
+    format: str = axis(
+        "what weights and states are", FORMATS, "float", drawn=_formats, shown="{}", region=lambda case: case.format
+    )
     scales: str = axis(
         "what of an int4 weight has a scale", SCALES, "channel",
-        drawn=lambda case: SCALES if case.format in GROUPS else SCALES[:1], shown="a scale per {}", region="groups",
+        drawn=lambda case: (*SCALES, "group") if case.format in GROUPS else SCALES[:1], shown="a scale per {}", region="groups",
     )  # fmt: skip
     projections: str = axis(
         "what stands in the matrix whose columns are divided", PROJECTIONS, "one", drawn=_projections, region="{}"
@@ -101,7 +108,7 @@ class TensorParallelCase(Case):
     width: int = axis("elements that a rank has of a row that is divided", range(8, 2**14, 8), 16, drawn=_widths)
     tail: int = axis(
         "elements behind the last whole part of the inner axis", range(0, 256, 8), 0,
-        drawn=lambda case: (0, 0, 8, 32, 72) if case.layer == "row" and _groups(case, "w4a16") and
+        drawn=lambda case: (0, 8, 32, 72, 8) if case.layer == "row" and _groups(case, "w4a16") and
         case.form != "own_tokens" else (0,), shown="{} more", region="unequal parts",
     )  # fmt: skip
     dtype: str = axis("dtype of the states and the result", tuple(DTYPES), "bfloat16", always=True)
