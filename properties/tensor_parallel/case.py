@@ -99,7 +99,8 @@ class TensorParallelCase(Case):
     )
     scales: str = axis(
         "what of an int4 weight has a scale", SCALES, "channel",
-        drawn=lambda case: (*SCALES, "group") if case.format in GROUPS else SCALES[:1], shown="a scale per {}", region="groups",
+        drawn=lambda case: (*SCALES, "group") if case.format in GROUPS else SCALES[:1], shown="a scale per {}",
+        region="groups",
     )  # fmt: skip
     projections: str = axis(
         "what stands in the matrix whose columns are divided", PROJECTIONS, "one", drawn=_projections, region="{}"

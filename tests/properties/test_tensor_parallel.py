@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from draws import default_cases
+from draws import default_cases, drawn
 from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
 from npudiff.properties.tensor_parallel import component
 from npudiff.properties.tensor_parallel.case import TensorParallelCase
 from npudiff.properties.tensor_parallel.inputs import STEP, build_inputs
@@ -81,12 +82,7 @@ def test_what_does_not_go_together_is_refused(changes, said):
 @pytest.mark.parametrize("name", RELATIONS)
 def test_relations_hold_of_the_reference(name):
     prop, subject = RELATIONS[name], Answers()
-    within = [
-        case for case in default_cases(component, 200)
-        if all(value in allowed for axis, allowed in prop.within.items() for value in component.values(case)[axis])
-    ]  # fmt: skip
-    assert len(within) >= 5
-    for case in within[:6]:
+    for case in drawn(component, Constraints((prop.within,)), 8):
         assert prop.check(subject, case).holds, case
 
 
