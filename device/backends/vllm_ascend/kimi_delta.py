@@ -14,7 +14,7 @@ import torch
 from vllm_ascend.ops.triton.kda import kda
 
 from npudiff import Target, implementation
-from npudiff.device.ascend.gated_delta import begun
+from npudiff.device.ascend.gated_delta import begun, put_back
 from npudiff.device.backends.vllm_ascend.world import triton_found
 from npudiff.model.constraints import Box
 from npudiff.reference.gated_delta import GatedDeltaInputs
@@ -140,3 +140,25 @@ def states_of_rows(inputs: GatedDeltaInputs, target: Target) -> Outputs:
     ends = starts[1:][taken] - 1
     inputs.states[inputs.slots[ends].long()] = after[ends]
     return {"output": _output(inputs, answer), "states": inputs.states}
+
+
+_PROMPT: Box = {
+    "gates": ("channel",), "chunked": (True,), "kept": ("last",), "raw": (False,), "group": (1,),
+    "length": range(1, 200), "heads": range(1, 4), "batch": range(1, 4), "key_dim": range(8, 257, 8),
+}  # fmt: skip
+"""Requests have tokens, as everywhere in vllm-ascend, and keys length 1: keys that it normalises it rounds again."""
+
+
+@implementation("gated_delta", name="chunk_kda", supports=_PROMPT, on_device=True)
+def prompts(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Prompts in chunks of 64; values are a copy, since outputs are written over them, as the tests have it."""
+    given = _given(inputs)
+    with _kernels():
+        answer, last = kda.chunk_kda(
+            **{**given, "v": given["v"].clone()},
+            scale=inputs.scale,
+            initial_state=begun(inputs),
+            output_final_state=True,
+            cu_seqlens=_starts(inputs),
+        )
+    return {"output": _output(inputs, answer), "states": put_back(inputs, last, list(range(len(inputs.lengths))))}

@@ -258,6 +258,7 @@ BUGS_ELSEWHERE = {
         bug("gated_delta", "_forward_core_prefill", "state_of_others", "fresh=True"),
         bug("gated_delta", "_forward_core_drafts", "first_state", "accepted=last"),
         bug("gated_delta", "chunk_gated_delta_rule_pytorch", "unscaled"),
+        bug("gated_delta", "chunk_kda", "state_of_nobody", "fresh=False"),
         bug("gated_delta", "fused_recurrent_kda", "block_before"),
         bug("gated_delta", "fused_recurrent_kda_of_drafts", "rows_decay", "gates=channel", "decays=usual,strong"),
         bug("gated_delta", "fused_recurrent_kda_of_rows", "rows_decay", "gates=channel", "decays=usual,strong"),

@@ -41,3 +41,16 @@ def fused_recurrent_kda(
             output[0, start + place] = answer.to(output.dtype)
             after[places[place]] = state.to(after.dtype)
     return output, after
+
+
+def chunk_kda(q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens):
+    """Prompts, token by token; outputs are written over values."""
+    last = initial_state.float().clone()
+    query, *others = (one[0].float() for one in (q, k, v.clone(), g, beta))
+    for request, (start, end) in enumerate(spans(cu_seqlens)):
+        first = torch.zeros_like(last[request]) if told("state_of_nobody") else last[request]
+        rows = (one[start:end] for one in (query * scale, *others))
+        for place, (answer, state) in enumerate(sequence(first, *rows)):
+            v[0, start + place] = answer.to(v.dtype)
+            last[request] = state
+    return v, last
