@@ -53,11 +53,11 @@ LEFT = {torch.float64: 1e-6, torch.float32: 1e-2}
 ROUGH_LEAST, ROUGH_MOST = 1e-30, 1e12
 """Squares of scales that float32 holds together with everything that counts in them."""
 
-FACTORS = 3
+FACTOR_ROUNDINGS = 3
 """Roundings of a term of a product of rows that decay by channels: of what is multiplied by a decay, and of both
 factors with their decays."""
 
-READ_KEYS, READ_QUERIES = 2, 3
+READ_KEY_ROUNDINGS, READ_QUERY_ROUNDINGS = 2, 3
 """Roundings of a term that is read from a state with decays of channels: of a key, before its decay and with it; of a
 query the same, and of the state."""
 
@@ -233,7 +233,7 @@ class DeltaErrors:
         """
         named = (self.chunk.turned_keys, self.chunk.grown_keys, self.chunk.grown_query)
         turned, grown_keys, grown_query = (one.to(self.dtype).square() for one in named)
-        of_keys, of_queries = (READ_KEYS, READ_QUERIES) if self.by_channel else (1, 1)
+        of_keys, of_queries = (READ_KEY_ROUNDINGS, READ_QUERY_ROUNDINGS) if self.by_channel else (1, 1)
         keys = turned + of_keys * (self._inverse_squares @ grown_keys)
         rows = torch.cat([of_queries * grown_query, keys], dim=1) @ self._state_squares
         tokens = keys.shape[1]
@@ -263,7 +263,7 @@ class DeltaErrors:
         wanted, weighed, off = (one.to(self.dtype) for one in named)
         wanted, alike = wanted.square(), self._alike.square()
         if self.by_channel:
-            alike = alike + FACTORS * self._pair_squares[1]
+            alike = alike + FACTOR_ROUNDINGS * self._pair_squares[1]
         squares = torch.baddbmm(wanted, alike, self._added_alone).addcmul_(weighed, weighed)
         squares = self._inverse_squares @ squares
         if wanted.shape[1] > HALF:
@@ -295,7 +295,7 @@ class DeltaErrors:
 
     def _channel_outputs(self) -> torch.Tensor:
         """The same, of what decays of channels have alone: of factors of scores, and of a first state of float32."""
-        squares = self._pair_squares[0] @ self._added_alone * (FACTORS * self.rounding)
+        squares = self._pair_squares[0] @ self._added_alone * (FACTOR_ROUNDINGS * self.rounding)
         if self._rounded_squares is not None:
             read = (self.chunk.grown_query - self.chunk.scores @ self.chunk.turned_keys).to(self.dtype).square()
             squares.baddbmm_(read, self._rounded_squares, alpha=self.rounding)
