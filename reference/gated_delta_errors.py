@@ -108,7 +108,7 @@ class DeltaErrors:
         if self.narrow:
             own = self._own(value.unsqueeze(1), keys, [-1])[:, 0] + added.unsqueeze(-1)
             added = torch.maximum(own.amax(dim=-1), self._added_squares.amax(dim=1))
-            if self.by_channel:
+            if self.by_channel:  # columns that have decayed by the end of a chunk have errors of their own size
                 largest = (own / added.clamp(min=torch.finfo(self.dtype).tiny).unsqueeze(-1)).amax(dim=1)
         # What tokens add is off along their keys: in the shape are the keys, and in the spread the largest of them.
         turned = self._turned_shape(keys[:, 0], added) if self._holds(added) else None

@@ -168,6 +168,25 @@ def test_what_is_left_of_terms_that_cancel_is_off_by_roundings_of_the_terms(monk
     assert float(gated_delta(given)["output"].bound[32:].median()) < 0.5 * float(expected.bound[32:].median())
 
 
+def test_columns_that_are_gone_at_the_end_of_a_chunk_have_no_errors_left_in_the_next():
+    case = replace(KIMI, requests=(Run(65),), state_dtype="float32", group=1, key_heads=1)
+    inputs = build_inputs(case)
+    gate, beta, key = torch.zeros_like(inputs.channel_gate), inputs.beta.clone(), inputs.key.clone()
+    gate[63, :, ::2], beta[63:], key[63:] = -40.0, 0.0, 0.0
+    changed = replace(inputs, channel_gate=gate, beta=beta, key=key)
+    bound = gated_delta(changed)["states"].bound[int(inputs.slots[64])]
+    assert float(bound[..., ::2].max()) < 0.1 * float(bound[..., 1::2].min())
+
+
+def test_a_device_in_chunks_has_roundings_between_64_tokens_whatever_the_reference_computes_at_once(monkeypatch):
+    inputs = build_inputs(replace(KIMI, requests=(Run(70),)))
+    bound = gated_delta(inputs)["states"].bound
+    monkeypatch.setattr("npudiff.reference.gated_delta.CHUNK_OF_CHANNELS", 8)
+    assert torch.equal(gated_delta(inputs)["states"].bound, bound)
+    monkeypatch.setattr("npudiff.reference.gated_delta.CHUNK", 32)
+    assert not torch.allclose(gated_delta(inputs)["states"].bound, bound, rtol=1e-3)
+
+
 def test_factors_of_pairs_are_squares_of_terms_that_channels_have():
     tokens, dim = 9, 12
     state = DeltaState.exact(torch.zeros(2, 5, dim, dtype=torch.float64))
