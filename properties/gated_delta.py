@@ -166,7 +166,7 @@ class GatedDeltaCase(Case):
         (
             {"chunked": (False,), "kept": ("last",)},
             {"chunked": (False,), "kept": ("each",), "fresh": (False,)},
-            {"chunked": (True,), "kept": ("last",), "gates": ("head", "none")},
+            {"chunked": (True,), "kept": ("last",), "gates": ("head", "none", "channel")},
         )
     )
 

@@ -16,10 +16,14 @@ NORM_EPSILON = 1e-6
 """Added to the sum of squares of a query or key that an operator normalises itself."""
 
 CHUNK = 64
-"""Tokens of a chunk where decays are of heads. Calculations in chunks begin one at the first token of a sequence."""
+"""Tokens of a chunk. Calculations in chunks begin one at the first token of a sequence."""
 
 CHUNK_OF_CHANNELS = 16
-"""The same where decays are of channels, for which each pair of tokens has a number per channel."""
+"""The same where decays are of channels, for which each pair of tokens has a number per channel, and where a device
+goes token by token, so that it is the reference's own affair."""
+
+PAIRS_OVER_STATES = 32
+"""Numbers of pairs of tokens, by channel, that are computed together, over elements of states that are."""
 
 STATES_TOGETHER = 2**17
 """Elements of states that are computed together: few enough to stay in a cache, of as many sequences as have them."""
@@ -131,6 +135,9 @@ def _parts(inputs: GatedDeltaInputs) -> Iterator[_Part]:
     key_heads = inputs.key.shape[1]
     share = heads // key_heads
     of_key_head = share * value_dim * key_dim
+    if inputs.channel_gate is not None:
+        tokens = min(_tokens_of_chunk(inputs), max(inputs.lengths, default=1))
+        of_key_head = max(of_key_head, share * tokens * tokens * key_dim // PAIRS_OVER_STATES)
     alike: dict[int, list[tuple[int, int]]] = {}
     start = 0
     for length, first in zip(inputs.lengths, inputs.initial.tolist(), strict=True):
@@ -146,12 +153,17 @@ def _parts(inputs: GatedDeltaInputs) -> Iterator[_Part]:
                 yield _Part(starts, initial, length, slice(own.start * share, own.stop * share), own)
 
 
+def _tokens_of_chunk(inputs: GatedDeltaInputs) -> int:
+    """Tokens that are computed at once: those of a device where it has roundings of its own between chunks."""
+    return CHUNK_OF_CHANNELS if inputs.channel_gate is not None and not inputs.chunked else CHUNK
+
+
 def _fill(inputs: GatedDeltaInputs, part: _Part, results: _Results) -> None:
     """Compute a part, one chunk after the other."""
     states = inputs.states[part.initial.clamp(min=0), part.heads].to(torch.float64)
     states[part.initial < 0] = 0.0
     state, sequences = DeltaState.exact(states.flatten(0, 1)), len(part.starts)
-    most = CHUNK if inputs.channel_gate is None else CHUNK_OF_CHANNELS
+    most = _tokens_of_chunk(inputs)
     for first in range(0, part.length, most):
         last = min(first + most, part.length)
         rows = part.rows(first, last)

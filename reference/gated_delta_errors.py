@@ -11,6 +11,18 @@ grows with the number of tokens but the sum of what they add and nothing overwri
 
 *Errors that have a sign in common*, of exponentials and of normalisation, are lengths, which add up and decay alike.
 
+*In chunks with decays of channels* (Kimi Team, "Kimi Linear", 2025, section 3) a device rounds where one with decays
+of heads does, and in more places, since a decay lies within each term of a product and not behind it. With ``x`` for
+``beta k_i`` or ``scale q_i`` and any token n, ``x . (e_ij k_j)`` is ``(x e_in) . (e_nj k_j)``, and both factors may be
+narrow: each term of the sum is off by roundings of its own, of scale ``x_c e_ij,c k_jc``, three of them with that of x.
+Which n it is, for a chunk or for each part of it, changes what overflows, and no relative error. Keys and queries that
+read a state, ``beta k e`` and ``scale q e``, are rounded before the decay and with it, and a state of float32 that a
+call begins with where it is read. The inverse, and what comes behind it, is that of heads. This is all: decays are
+float32, as gates are, and among what has a sign in common.
+
+Exact values divide nothing by a decay, and overflow nowhere: decays from token to token are exponentials of differences
+that are not positive, 64 times 64 of each channel.
+
 Nearly all of this are sums of squares, which need no more than float32; where there is much to compute they are in it,
 unless one of the results would be so small or so large that what float32 cannot hold is part of it.
 """
@@ -41,6 +53,14 @@ LEFT = {torch.float64: 1e-6, torch.float32: 1e-2}
 ROUGH_LEAST, ROUGH_MOST = 1e-30, 1e12
 """Squares of scales that float32 holds together with everything that counts in them."""
 
+FACTOR_ROUNDINGS = 3
+"""Roundings of a term of a product of rows that decay by channels: of what is multiplied by a decay, and of both
+factors with their decays."""
+
+READ_KEY_ROUNDINGS, READ_QUERY_ROUNDINGS = 2, 3
+"""Roundings of a term that is read from a state with decays of channels: of a key, before its decay and with it; of a
+query the same, and of the state."""
+
 HALF = 32
 """Rows of a triangle that is inverted by substitution; two of them are put together with products."""
 
@@ -53,6 +73,7 @@ class DeltaErrors:
         self.narrow = 0.0 if chunk.narrow is None else rounding_scale(chunk.narrow)
         self.rounding = self.narrow * self.narrow
         self.step = 0.0 if chunk.narrow is None else underflow_step(chunk.narrow)
+        self.by_channel = chunk.narrow is not None and chunk.gates.shape[-1] > 1
         named = (chunk.decays, chunk.grown, chunk.added, chunk.beta, chunk.key_squares)
         self.decays, self.grown, self.added, self.beta, self.key_squares = (one.to(dtype) for one in named)
         first = chunk.state
@@ -70,6 +91,8 @@ class DeltaErrors:
             squares.addcmul_(first, self.spread.unsqueeze(1))
         if self.narrow:
             squares += self._narrow_outputs(inner.to(self.dtype))
+        if self.by_channel:
+            squares += self._channel_outputs()
         if not self._holds(squares):
             return None
         rough = squares.sqrt_().mul_(CONFIDENCE)
@@ -81,9 +104,12 @@ class DeltaErrors:
     def after(self, value: torch.Tensor, keys: torch.Tensor) -> DeltaState | None:
         """Return the state behind the last token, of which the numbers and the decayed keys in it are given."""
         added, keys = self._spread_of_tokens[:, -1], keys.to(self.dtype)
+        largest = torch.ones((), dtype=self.dtype)
         if self.narrow:
-            own = self._own(value.unsqueeze(1), keys, [-1])
-            added = torch.maximum(own[:, 0].amax(dim=-1) + added, self._added_squares.amax(dim=1))
+            own = self._own(value.unsqueeze(1), keys, [-1])[:, 0] + added.unsqueeze(-1)
+            added = torch.maximum(own.amax(dim=-1), self._added_squares.amax(dim=1))
+            if self.by_channel:  # columns that have decayed by the end of a chunk have errors of their own size
+                largest = (own / added.clamp(min=torch.finfo(self.dtype).tiny).unsqueeze(-1)).amax(dim=1)
         # What tokens add is off along their keys: in the shape are the keys, and in the spread the largest of them.
         turned = self._turned_shape(keys[:, 0], added) if self._holds(added) else None
         if turned is None:
@@ -91,7 +117,7 @@ class DeltaErrors:
         spread, shape = turned
         if self.narrow:
             shape.baddbmm_(keys[:, 0].mT, keys[:, 0])
-        shape.diagonal(dim1=1, dim2=2).add_(1.0)
+        shape.diagonal(dim1=1, dim2=2).add_(largest)
         common = torch.zeros_like(spread) if self._common_of_tokens is None else self._common_of_tokens[:, -1]
         return DeltaState(value, spread, shape, common)
 
@@ -207,8 +233,9 @@ class DeltaErrors:
         """
         named = (self.chunk.turned_keys, self.chunk.grown_keys, self.chunk.grown_query)
         turned, grown_keys, grown_query = (one.to(self.dtype).square() for one in named)
-        keys = turned + self._inverse_squares @ grown_keys
-        rows = torch.cat([grown_query, keys], dim=1) @ self._state_squares
+        of_keys, of_queries = (READ_KEY_ROUNDINGS, READ_QUERY_ROUNDINGS) if self.by_channel else (1, 1)
+        keys = turned + of_keys * (self._inverse_squares @ grown_keys)
+        rows = torch.cat([of_queries * grown_query, keys], dim=1) @ self._state_squares
         tokens = keys.shape[1]
         return rows[:, :tokens], rows[:, tokens:]
 
@@ -234,12 +261,16 @@ class DeltaErrors:
         """
         named = (self.chunk.wanted, self.chunk.weighed, self.chunk.off)
         wanted, weighed, off = (one.to(self.dtype) for one in named)
-        wanted = wanted.square()
-        squares = torch.baddbmm(wanted, self._alike.square(), self._added_alone).addcmul_(weighed, weighed)
+        wanted, alike = wanted.square(), self._alike.square()
+        if self.by_channel:
+            alike = alike + FACTOR_ROUNDINGS * self._pair_squares[1]
+        squares = torch.baddbmm(wanted, alike, self._added_alone).addcmul_(weighed, weighed)
         squares = self._inverse_squares @ squares
         if wanted.shape[1] > HALF:
             squares[:, HALF:] += self._corner_squares @ wanted[:, :HALF]
         squares += self._read_squares[1]
+        if self._rounded_squares is not None:
+            squares += self.chunk.turned_keys.to(self.dtype).square() @ self._rounded_squares
         made = self.added + off
         squares.addcmul_(made, made).addcmul_(off, off).add_(self._added_alone)
         return squares.mul_(self.rounding)
@@ -261,6 +292,34 @@ class DeltaErrors:
         squares = self._read_squares[0].addcmul(old, old).addcmul_(inner, inner).mul_(self.rounding)
         added = torch.add(self._added_squares, self._added_alone, alpha=2 * self.rounding)
         return squares.baddbmm_(self.chunk.scores.to(self.dtype).square(), added)
+
+    def _channel_outputs(self) -> torch.Tensor:
+        """The same, of what decays of channels have alone: of factors of scores, and of a first state of float32."""
+        squares = self._pair_squares[0] @ self._added_alone * (FACTOR_ROUNDINGS * self.rounding)
+        if self._rounded_squares is not None:
+            read = (self.chunk.grown_query - self.chunk.scores @ self.chunk.turned_keys).to(self.dtype).square()
+            squares.baddbmm_(read, self._rounded_squares, alpha=self.rounding)
+        return squares
+
+    @cached_property
+    def _pair_squares(self) -> tuple[torch.Tensor, torch.Tensor]:
+        squares = self.chunk.pair_squares
+        if squares is None:
+            raise AssertionError("decays of heads are no factors of terms")
+        scores, alike = (one.to(self.dtype) for one in squares)
+        return scores, alike
+
+    @cached_property
+    def _rounded_squares(self) -> torch.Tensor | None:
+        """``[heads, key_dim, value_dim]``: squares of what of the first state is not narrow yet; None for nothing.
+
+        What a chunk hands on is rounded where it comes to be.
+        """
+        if not (self.by_channel and self.chunk.state.is_exact and self.chunk.narrow):
+            return None
+        value = self.chunk.state.value
+        off = value.to(self.chunk.narrow).to(value.dtype) != value
+        return self._state_squares * off.mT if bool(off.any()) else None
 
     @staticmethod
     def _sum_error(terms: int) -> float:

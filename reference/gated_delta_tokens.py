@@ -128,6 +128,19 @@ class DeltaTokens:
         pairs = self._weighted @ rows.permute(0, 2, 3, 1)
         return pairs[..., 0].contiguous(), pairs[..., 1].tril(-1)
 
+    @cached_property
+    def pair_squares(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Squares of the terms of decayed products, summed over channels, as ``_pairs`` has products.
+
+        They are what roundings of decayed queries and keys, channel by channel, bring into a product; None where decays
+        are of heads, which a device puts behind it.
+        """
+        if self._weighted is None:
+            return None
+        rows = torch.stack([self.query, self.beta * self.key], dim=-1).square()
+        pairs = self._weighted.square() @ rows
+        return pairs[..., 0], pairs[..., 1].tril(-1)
+
     def _add(self) -> None:
         """What each token adds, and what it takes off: of the first state, and off the first state."""
         columns = [self.wanted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -284,3 +285,103 @@ def one_chunk(
     answer = total.exp().unsqueeze(2) * (query @ state.transpose(1, 2)) + (query @ key.transpose(1, 2) * decay) @ added
     left = (total[:, -1:] - total).exp().unsqueeze(2) * key
     return answer, state * total[:, -1].exp()[:, None, None] + added.transpose(1, 2) @ left
+
+
+@dataclass(frozen=True)
+class KimiTokens:
+    """Tokens of a chunk with decays of channels, float32 with heads in front."""
+
+    query: torch.Tensor
+    """``[heads, tokens, key_dim]``, scaled."""
+    key: torch.Tensor
+    value: torch.Tensor
+    """``[heads, tokens, value_dim]``."""
+    beta: torch.Tensor
+    """``[heads, tokens, 1]``."""
+    total: torch.Tensor
+    """``[heads, tokens, key_dim]``: sums of logarithms of decays of a chunk, up to each token, included."""
+    rows: slice
+    """Where they are in the batch."""
+
+
+def narrow(numbers: torch.Tensor) -> torch.Tensor:
+    """Float32 numbers that went through bfloat16."""
+    return numbers.to(torch.bfloat16).float()
+
+
+KimiProducts = Callable[[torch.Tensor, KimiTokens], torch.Tensor]
+KimiState = Callable[[torch.Tensor, KimiTokens, torch.Tensor], torch.Tensor]
+
+
+@implementation("gated_delta", supports={"chunked": (True,), "kept": ("last",), "gates": ("channel",)}, on_device=True)
+def in_chunks_of_channels(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Chunks of 64 tokens with decays of channels in plain torch, rounded to bfloat16 where kernels are."""
+    return kimi_chunks(inputs)
+
+
+def kimi_chunks(
+    inputs: GatedDeltaInputs, products: KimiProducts | None = None, after: KimiState | None = None
+) -> Outputs:
+    """Go through chunks of each request; states are narrow between them."""
+    query, key, value, beta = (one.transpose(0, 1) for one in prepared(inputs))
+    gate = torch.zeros_like(key) if inputs.channel_gate is None else inputs.channel_gate.transpose(0, 1)
+    output, last = torch.zeros_like(inputs.value), []
+    start, taken = 0, [place for place, length in enumerate(inputs.lengths) if length]
+    states = begun(inputs).float()
+    for request in taken:
+        state, length = narrow(states[request]), inputs.lengths[request]
+        for first in range(start, start + length, 64):
+            rows = slice(first, min(first + 64, start + length))
+            tokens = KimiTokens(
+                narrow(query[:, rows]), key[:, rows], value[:, rows], beta[:, rows].unsqueeze(-1),
+                gate[:, rows].cumsum(dim=1), rows,
+            )  # fmt: skip
+            answer, state = kimi_chunk(state, tokens, products or decayed_products, after or kimi_state)
+            output[rows] = answer.transpose(0, 1).to(output.dtype)
+        last.append(state)
+        start += length
+    pool = inputs.states if not last else put_back(inputs, torch.stack(last), taken)
+    return {"output": output, "states": pool}
+
+
+def kimi_chunk(
+    state: torch.Tensor, tokens: KimiTokens, products: KimiProducts, after: KimiState
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of a chunk, ``[heads, tokens, value_dim]``, and the state behind it."""
+    grown = tokens.total.exp()
+    weighed = narrow(tokens.beta * tokens.key)
+    scores, alike = (narrow(products(rows, tokens)) for rows in (tokens.query, weighed))
+    one = torch.eye(alike.shape[-1], device=alike.device).expand_as(alike)
+    inverse = narrow(torch.linalg.solve_triangular(alike.tril(-1), one, upper=False, unitriangular=True))
+    wanted = narrow(inverse @ narrow(tokens.beta * tokens.value))
+    read = narrow(inverse @ narrow(weighed * grown))
+    added = narrow(wanted - narrow(read @ state.mT))
+    answer = narrow(narrow(tokens.query * grown) @ state.mT) + narrow(scores.tril() @ added)
+    return answer, after(state, tokens, added)
+
+
+def kimi_state(state: torch.Tensor, tokens: KimiTokens, added: torch.Tensor) -> torch.Tensor:
+    """The state behind a chunk that adds rows ``[heads, tokens, value_dim]``."""
+    last = tokens.total[:, -1:]
+    left = narrow(tokens.key * (last - tokens.total).exp())
+    return narrow(narrow(state * last.exp()) + narrow(added.mT @ left))
+
+
+PART = 16
+"""Tokens whose decays are taken from the first of them, so that no exponential is above 1."""
+
+
+def decayed_products(rows: torch.Tensor, tokens: KimiTokens) -> torch.Tensor:
+    """Products of rows with keys, decayed by channels from each key to its row; beyond the diagonal anything."""
+    length = rows.shape[1]
+    products = rows.new_zeros(len(rows), length, length)
+    for first in range(0, length, PART):
+        part, before = slice(first, first + PART), slice(first)
+        own = (tokens.total[:, part].unsqueeze(2) - tokens.total[:, part].unsqueeze(1)).clamp(max=0.0).exp()
+        pairs = rows[:, part].unsqueeze(2) * tokens.key[:, part].unsqueeze(1) * own
+        products[:, part, part] = pairs.sum(dim=-1)
+        anchor = tokens.total[:, first : first + 1]
+        later = narrow(rows[:, part] * (tokens.total[:, part] - anchor).exp())
+        earlier = narrow(tokens.key[:, before] * (anchor - tokens.total[:, before]).exp())
+        products[:, part, before] = later @ earlier.mT
+    return products

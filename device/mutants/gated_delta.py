@@ -8,9 +8,15 @@ import torch
 
 from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.gated_delta import (
+    KimiTokens,
     Outputs,
     chunks,
+    decayed_products,
     in_chunks,
+    in_chunks_of_channels,
+    kimi_chunks,
+    kimi_state,
+    narrow,
     npu_chunk_gated_delta_rule,
     npu_recurrent_gated_delta_rule,
     recurrence,
@@ -311,3 +317,113 @@ def states_within_a_draft_are_lost(inputs: GatedDeltaInputs, target: Target) -> 
             outputs["states"][slots] = outputs["states"][slots[-1]].clone()
         start += length
     return outputs
+
+
+_PARTIAL = (*range(1, 64), *range(65, 128), *range(129, 192))
+"""Lengths whose last chunk is not whole."""
+
+
+@perturbed(
+    in_chunks_of_channels,
+    "vllm_ascend/ops/triton/kda/cumsum.py 153: sums of decays go up to a token, its own included",
+)
+def own_decay_of_a_chunk_is_left_out(inputs: GatedDeltaInputs) -> GatedDeltaInputs:
+    """Let what a token reads decay as far as the token before it, and nothing before the first token of a chunk."""
+    if inputs.channel_gate is None:
+        return inputs
+    gate, start = inputs.channel_gate.roll(1, 0), 0
+    for length in inputs.lengths:
+        gate[start : start + length : 64] = 0
+        start += length
+    return replace(inputs, channel_gate=gate)
+
+
+@mutant(
+    in_chunks_of_channels,
+    "vllm_ascend/ops/triton/kda/kda.py 526: keys decay to the first row of the queries' part of a chunk",
+    supports={"length": range(17, 2**17 + 1)},
+)
+def keys_decay_to_their_own_part(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Let keys decay as far as the first row of the part behind their own, whatever part reads them."""
+
+    def products(rows: torch.Tensor, tokens: KimiTokens) -> torch.Tensor:
+        found, length = decayed_products(rows, tokens), rows.shape[1]
+        for first in range(32, length, 16):
+            part, anchor = slice(first, first + 16), tokens.total[:, first : first + 1]
+            later = narrow(rows[:, part] * (tokens.total[:, part] - anchor).exp())
+            for before in range(0, first - 16, 16):
+                own, behind = slice(before, before + 16), tokens.total[:, before + 16 : before + 17]
+                keys = narrow(tokens.key[:, own] * (behind - tokens.total[:, own]).exp())
+                found[:, part, own] = later @ keys.mT
+        return found
+
+    return kimi_chunks(inputs, products)
+
+
+@mutant(
+    in_chunks_of_channels,
+    "vllm_ascend/ops/triton/kda/chunk_delta_h.py 187: the last row of a chunk is the request's last one at most",
+    supports={"length": _PARTIAL, "batch": range(2, 4097)},
+)
+def last_chunk_decays_by_another_request(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Let a state decay by the sum in row 64 of a chunk, which is another request's where the chunk is not whole."""
+    sums = torch.zeros_like(inputs.key[:1].float())
+    if inputs.channel_gate is not None:
+        sums, start = inputs.channel_gate.clone(), 0
+        for length in inputs.lengths:
+            for first in range(start, start + length, 64):
+                rows = slice(first, min(first + 64, start + length))
+                sums[rows] = sums[rows].cumsum(dim=0)
+            start += length
+
+    def after(state: torch.Tensor, tokens: KimiTokens, added: torch.Tensor) -> torch.Tensor:
+        row = min(tokens.rows.start + 63, sum(inputs.lengths) - 1)
+        gone = sums[row].unsqueeze(1) - tokens.total[:, -1:]
+        return narrow(kimi_state(state * gone.exp(), tokens, added))
+
+    return kimi_chunks(inputs, after=after)
+
+
+@mutant(
+    in_chunks_of_channels,
+    "vllm_ascend/ops/triton/kda/chunk_delta_h.py 158: rows of a chunk that is not whole are masked",
+    supports={"length": _PARTIAL},
+)
+def padded_rows_of_a_chunk_decay(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Fill a chunk up to 64 rows with its last one, and let the state and keys decay by all of them."""
+
+    def after(state: torch.Tensor, tokens: KimiTokens, added: torch.Tensor) -> torch.Tensor:
+        before = tokens.total[:, -2:-1] if tokens.total.shape[1] > 1 else torch.zeros_like(tokens.total[:, -1:])
+        more = (64 - tokens.total.shape[1]) * (tokens.total[:, -1:] - before)
+        return narrow(kimi_state(state, tokens, added) * more.exp())
+
+    return kimi_chunks(inputs, after=after)
+
+
+@mutant(
+    in_chunks_of_channels,
+    "vllm_ascend/ops/triton/kda/kda.py 887: what a token adds decays from it to the end of a chunk",
+    supports={"length": range(2, 2**17 + 1)},
+)
+def keys_of_a_state_decay_from_its_start(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Let what tokens add to a state decay by what is before them in a chunk, and not behind."""
+
+    def after(state: torch.Tensor, tokens: KimiTokens, added: torch.Tensor) -> torch.Tensor:
+        kept = narrow(state * tokens.total[:, -1:].exp())
+        return narrow(kept + narrow(added.mT @ narrow(tokens.key * tokens.total.exp())))
+
+    return kimi_chunks(inputs, after=after)
+
+
+@mutant(
+    in_chunks_of_channels,
+    "vllm_ascend/ops/triton/kda/kda.py 535: exponents that are not positive, by parts of a chunk",
+    supports={"decays": ("strong", "some"), "length": range(33, 2**17 + 1)},
+)
+def decays_of_a_whole_chunk_are_divided_by(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Multiply keys by exponentials of what has decayed up to them, which float32 does not hold."""
+
+    def products(rows: torch.Tensor, tokens: KimiTokens) -> torch.Tensor:
+        return (rows * tokens.total.exp()) @ (tokens.key * (-tokens.total).exp()).mT
+
+    return kimi_chunks(inputs, products)

@@ -11,6 +11,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     torch_recurrent_gated_delta_rule,
 )
 
+from npudiff.device.ascend.gated_delta import decayed_products, kimi_chunks
 from npudiff.draw.data import Stream
 from npudiff.properties.gated_delta import GatedDeltaCase, Run, build_inputs
 from npudiff.reference.gated_delta import gated_delta
@@ -18,6 +19,8 @@ from npudiff.reference.gated_delta_chunk import DeltaChunk
 from npudiff.reference.gated_delta_tokens import DeltaState
 
 PLAIN = GatedDeltaCase((Run(150),), key_heads=2, group=2, key_dim=48, value_dim=40, seed=11)
+
+KIMI = replace(PLAIN, gates="channel", chunked=True)
 
 
 def by_transformers(inputs, rule):
@@ -98,6 +101,122 @@ def test_it_is_the_recurrence(gates, decays, keys):
     assert float((states - expected["states"].value).abs().max()) < 1e-11
 
 
+@pytest.mark.parametrize("decays", ["usual", "weak", "strong", "some"])
+@pytest.mark.parametrize("keys", ["gaussian", "alike", "turning", "orthogonal"])
+def test_chunks_of_64_with_decays_of_channels_are_the_recurrence_however_fast_they_decay(decays, keys):
+    requests = (Run(150), Run(64, fresh=True), Run(3))
+    inputs = build_inputs(replace(KIMI, requests=requests, decays=decays, keys=keys))
+    outputs, states = recurrence(inputs)
+    expected = gated_delta(inputs)
+    assert float((outputs - expected["output"].value).abs().max()) < 1e-12
+    written = inputs.slots[inputs.slots >= 0].long()
+    assert float((states - expected["states"].value)[written].abs().max()) < 1e-11
+    assert all(bool(one.bound.isfinite().all()) for one in expected.values())
+
+
+def rounded_errors(case, products=decayed_products):
+    """Errors over bounds of a device that rounds wherever one may: of outputs and of states."""
+    inputs = build_inputs(case)
+    expected = gated_delta(inputs)
+    actual = kimi_chunks(inputs.to("cpu"), products)
+    for name, right in expected.items():
+        written = (right.bound > 0) & right.bound.isfinite()
+        error = (actual[name].double() - right.value).abs()
+        assert not bool(error[right.bound == 0].any())
+        yield (error / right.bound)[written]
+
+
+@pytest.mark.parametrize("decays", ["usual", "weak", "strong", "some"])
+@pytest.mark.parametrize("keys", ["gaussian", "alike", "turning", "orthogonal", "tiny"])
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "float32"])
+def test_a_device_that_rounds_all_it_may_in_chunks_of_channels_is_within_its_bound(decays, keys, state_dtype):
+    """The worst of tens of thousands of errors is a good part of six scales, and the scale is one of them."""
+    requests = (Run(200), Run(64, fresh=True), Run(17), Run(1))
+    case = replace(KIMI, requests=requests, decays=decays, keys=keys, state_dtype=state_dtype)
+    for ratios in rounded_errors(case):
+        assert float(ratios.max()) < 0.8
+        if decays != "some" and keys != "orthogonal":
+            assert float(ratios.max()) > 0.2
+            assert 6 * float(ratios.square().mean().sqrt()) > 0.2
+
+
+@pytest.mark.parametrize("keys", ["gaussian", "alike"])
+def test_factors_may_be_narrow_from_the_start_of_a_chunk_where_float32_holds_them(keys):
+    def products(rows, tokens):
+        later, earlier = rows * tokens.total.exp(), tokens.key * (-tokens.total).exp()
+        return later.bfloat16().float() @ earlier.bfloat16().float().mT
+
+    case = replace(KIMI, requests=(Run(200), Run(64)), keys=keys, decays="weak")
+    for ratios in rounded_errors(case, products):
+        assert 0.2 < float(ratios.max()) < 0.8
+
+
+def test_what_is_left_of_terms_that_cancel_is_off_by_roundings_of_the_terms(monkeypatch):
+    """Queries read next to nothing of keys that are all alike, but by the errors of what they are multiplied with."""
+    case = replace(KIMI, requests=(Run(64, fresh=True),), decays="weak", group=1, key_heads=1)
+    inputs = build_inputs(case)
+    gate = inputs.channel_gate[:, :, ::2].repeat_interleave(2, dim=-1)
+    key = inputs.key[:1].expand_as(inputs.key)
+    query = inputs.query[:1].clone()
+    query[..., 1::2] = -query[..., ::2] * key[:1, :, ::2] / key[:1, :, 1::2]
+    given = replace(inputs, channel_gate=gate, key=key.contiguous(), query=query.expand_as(key).contiguous())
+    actual = kimi_chunks(given.to("cpu"))["output"].double()
+    expected = gated_delta(given)["output"]
+    ratios = ((actual - expected.value).abs() / expected.bound)[32:]
+    assert 0.1 < float(ratios.max()) < 0.9
+    monkeypatch.setattr("npudiff.reference.gated_delta_errors.FACTOR_ROUNDINGS", 0)
+    assert float(gated_delta(given)["output"].bound[32:].median()) < 0.5 * float(expected.bound[32:].median())
+
+
+def test_columns_that_are_gone_at_the_end_of_a_chunk_have_no_errors_left_in_the_next():
+    case = replace(KIMI, requests=(Run(65),), state_dtype="float32", group=1, key_heads=1)
+    inputs = build_inputs(case)
+    gate, beta, key = torch.zeros_like(inputs.channel_gate), inputs.beta.clone(), inputs.key.clone()
+    gate[63, :, ::2], beta[63:], key[63:] = -40.0, 0.0, 0.0
+    changed = replace(inputs, channel_gate=gate, beta=beta, key=key)
+    bound = gated_delta(changed)["states"].bound[int(inputs.slots[64])]
+    assert float(bound[..., ::2].max()) < 0.1 * float(bound[..., 1::2].min())
+
+
+def test_a_device_in_chunks_has_roundings_between_64_tokens_whatever_the_reference_computes_at_once(monkeypatch):
+    inputs = build_inputs(replace(KIMI, requests=(Run(70),)))
+    bound = gated_delta(inputs)["states"].bound
+    monkeypatch.setattr("npudiff.reference.gated_delta.CHUNK_OF_CHANNELS", 8)
+    assert torch.equal(gated_delta(inputs)["states"].bound, bound)
+    monkeypatch.setattr("npudiff.reference.gated_delta.CHUNK", 32)
+    assert not torch.allclose(gated_delta(inputs)["states"].bound, bound, rtol=1e-3)
+
+
+def test_factors_of_pairs_are_squares_of_terms_that_channels_have():
+    tokens, dim = 9, 12
+    state = DeltaState.exact(torch.zeros(2, 5, dim, dtype=torch.float64))
+    chunk, _ = drawn_chunk(state, tokens, dim, 1.0)
+    scores, alike = chunk.pair_squares
+    for later in range(tokens):
+        for earlier in range(tokens):
+            if earlier > later:
+                assert not bool(scores[:, later, earlier].any())
+                continue
+            decay = (chunk.gates[:, later] - chunk.gates[:, earlier]).exp()
+            terms = chunk.query[:, later] * decay * chunk.key[:, earlier]
+            torch.testing.assert_close(scores[:, later, earlier], terms.square().sum(-1))
+            terms = chunk.beta[:, later] * chunk.key[:, later] * decay * chunk.key[:, earlier] * (earlier < later)
+            torch.testing.assert_close(alike[:, later, earlier], terms.square().sum(-1))
+    plain, _ = drawn_chunk(state, tokens, 1, 1.0)
+    assert plain.pair_squares is None
+
+
+def test_a_first_state_of_float32_may_be_rounded_where_it_is_read_and_one_of_bfloat16_is_narrow():
+    """One that is a little off any number of bfloat16 has a rounding more."""
+    case = replace(KIMI, requests=(Run(1),), state_dtype="float32", decays="weak")
+    inputs = build_inputs(case)
+    narrow = replace(inputs, states=inputs.states.bfloat16().float())
+    wide = replace(inputs, states=narrow.states * (1 + 2.0**-12))
+    few, more = (gated_delta(one)["output"].bound for one in (narrow, wide))
+    assert float((more / few).median()) > 1.05
+    assert float((more / few).max()) < 1.5
+
+
 @pytest.mark.parametrize("gates", ["head", "both"])
 def test_every_state_of_a_draft_is_kept_and_a_request_begins_with_one_that_was_accepted(gates):
     inputs = build_inputs(replace(PLAIN, requests=(Run(5), Run(0), Run(2)), kept="each", accepted="any", gates=gates))
@@ -131,7 +250,10 @@ def test_what_is_not_written_stays_bit_for_bit_and_padding_is_not_specified():
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize(("decays", "gates"), [("usual", "head"), ("weak", "head"), ("usual", "none")])
+@pytest.mark.parametrize(
+    ("decays", "gates"),
+    [("usual", "head"), ("weak", "head"), ("usual", "none"), ("usual", "channel"), ("weak", "channel")],
+)
 def test_bounds_do_not_explode_and_stay_sharp(decays, gates, chunked):
     """From 4 chunks to 32 they grow by at most eight, as what nothing forgets does, and stay parts of a value."""
     case = replace(PLAIN, requests=(Run(2048),), key_dim=32, value_dim=32, group=1, key_heads=1,

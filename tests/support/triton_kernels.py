@@ -246,3 +246,12 @@ def padded_block(source, out, count, BLOCK: tl.constexpr, PADDING: tl.constexpr)
     """Keep all of a block that reaches beyond its array."""
     read = tl.make_block_ptr(source, (count,), (1,), (2,), (BLOCK,), (0,))
     tl.store(out + tl.arange(0, BLOCK), tl.load(read, boundary_check=(0,), padding_option=PADDING))
+
+
+@triton.jit
+def far_rows(x, out, rows, stride, BLOCK: tl.constexpr):
+    """Add up rows whose places are more than int32 has, as products of a loop's number and a stride."""
+    total = tl.zeros([BLOCK], dtype=tl.int64)
+    for row in range(rows):
+        total += row.to(tl.int64) * stride + tl.load(x + row * BLOCK + tl.arange(0, BLOCK))
+    tl.store(out + tl.arange(0, BLOCK), total)

@@ -10,6 +10,8 @@ import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime.interpreter import TensorHandle
 
+from npudiff.device.virtual.triton.loops import turns
+
 _LARGEST = triton._utils.TRITON_MAX_TENSOR_NUMEL
 
 
@@ -30,6 +32,8 @@ class Semantic(TritonSemantic):
             raise ValueError(f"arange({start}, {end}): a range that is not empty, of int32")
         kind = tl.block_type(tl.int32, [end - start]) if ret_ty is None else ret_ty
         return tl.tensor(self.builder.create_make_range(kind, start, end), kind)
+
+    turns = staticmethod(turns)
 
 
 def number_of_elements(shape: Sequence[int]) -> int:

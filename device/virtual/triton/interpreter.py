@@ -10,7 +10,7 @@ import triton.language.math as tl_math
 import triton.runtime.interpreter as triton_interpreter
 from triton.runtime.jit import mangle_type
 
-from npudiff.device.virtual.triton import block_pointers, blocks, driver, extension, launch, options, values
+from npudiff.device.virtual.triton import block_pointers, blocks, driver, extension, launch, loops, options, values
 
 
 @cache
@@ -27,6 +27,7 @@ def install() -> None:
     triton_interpreter.InterpretedFunction.__call__ = launch.call_function
     blocks.install()
     block_pointers.install()
+    loops.install()
     options.install()
     extension.install()
     driver.install()

@@ -12,6 +12,9 @@ DRAFT = replace(STEP, requests=(Run(3), Run(2)), kept="each")
 CHUNKED = replace(PROMPT, chunked=True)
 RAW = replace(STEP, raw=True, key_dim=128)
 CHANNELS = replace(PROMPT, gates="channel")
+KIMI = replace(CHUNKED, gates="channel")
+KIMI_LONG = replace(KIMI, requests=(Run(40),))
+KIMI_WHOLE = replace(KIMI, requests=(Run(64), Run(128)))
 ONE = "tokens 1 · heads 1:1 · dim 32/32 · bfloat16 states"
 
 PAIRS = {
@@ -51,4 +54,12 @@ PAIRS = {
     "states_within_a_draft_are_lost": Pair(
         DRAFT, [], "tokens 2 · each kept · heads 1:1 · dim 32/32 · bfloat16 states", everywhere=True
     ),
+    "own_decay_of_a_chunk_is_left_out": Pair(
+        KIMI, [], "tokens 1 · heads 1:1 · dim 32/32 · bfloat16 states · decays of channel · in chunks", everywhere=True
+    ),
+    "keys_decay_to_their_own_part": Pair(KIMI_LONG, [replace(KIMI, requests=(Run(32),))], ""),
+    "last_chunk_decays_by_another_request": Pair(KIMI, [KIMI_WHOLE, replace(KIMI, requests=(Run(5),))], ""),
+    "padded_rows_of_a_chunk_decay": Pair(KIMI, [KIMI_WHOLE], ""),
+    "keys_of_a_state_decay_from_its_start": Pair(KIMI, [], "", everywhere=True),
+    "decays_of_a_whole_chunk_are_divided_by": Pair(replace(KIMI_LONG, decays="strong"), [], "", everywhere=True),
 }

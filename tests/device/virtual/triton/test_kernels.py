@@ -165,3 +165,9 @@ def test_pointers_of_elements_are_read_and_written_as_before(kernels):
     kernels.add[(1,)](x, x, out, 10, BLOCK=16)
     assert torch.equal(out[:10], x[:10] * 2)
     assert not out[10:].any()
+
+
+def test_the_number_of_a_turn_has_a_dtype(kernels):
+    x, out = torch.arange(12).npu(), torch.zeros(4, dtype=torch.int64, device="npu")
+    kernels.far_rows[(1,)](x, out, 3, 2**40, BLOCK=4)
+    assert out.tolist() == [3 * 2**40 + total for total in (12, 15, 18, 21)]
