@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from npudiff.model.case import DeclaredCase, axis, derived, part, seed
 from npudiff.properties._shared.head_dims import join_head_dims
+from npudiff.properties._shared.steps import steps_text
 from npudiff.reference.hybrid_pools import PageLedger, PoolSizes, Step, in_words, new_tokens
 from npudiff.reference.hybrid_pools.steps import Allocate, Evict, Readmit
 
@@ -22,14 +23,6 @@ _SIZES = range(1, 2**10 + 1)
 _MAX_ELEMENTS = 2**26
 _MAX_SCORES = 2**32
 _MAX_STEPS = 10_000
-_SHOWN_STEPS = 12
-
-
-def _steps_text(case: HybridPoolsCase) -> str:
-    """The steps, the last ones of many."""
-    before = len(case.steps) - _SHOWN_STEPS
-    shown = [in_words(step) for step in case.steps[-_SHOWN_STEPS:]]
-    return " · ".join([*([f"{before} steps before"] if before > 0 else []), *shown])
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class HybridPoolsCase(DeclaredCase):
         "what lies in slots that hold no token: large finite values, or NaN", POISONS, "large", shown="NaN poison"
     )
     seed: int = seed()
-    steps: tuple[Step, ...] = part((), shown=_steps_text)
+    steps: tuple[Step, ...] = part((), shown=lambda case: steps_text([*map(in_words, case.steps)]))
     """The trace."""
 
     shown_first = (

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from npudiff.draw.cases import Case, axis, derived, part, seed
+from npudiff.properties._shared.steps import steps_text
 from npudiff.reference.causal_conv import ROUNDINGS
 from npudiff.reference.state_pools import Extend, Roster, Step, Verify, in_words, new_rows
 from npudiff.reference.state_pools.steps import Decode, Evict, Fork
@@ -28,14 +29,6 @@ MOST_DRAFTS = 8
 _SIZES = range(1, 2**10 + 1)
 _MOST_ELEMENTS = 2**24
 _MOST_STEPS = 10_000
-_SHOWN_STEPS = 12
-
-
-def _steps_text(case: StatePoolsCase) -> str:
-    """The steps, the last ones of many."""
-    before = len(case.steps) - _SHOWN_STEPS
-    shown = [in_words(step) for step in case.steps[-_SHOWN_STEPS:]]
-    return " · ".join([*([f"{before} steps before"] if before > 0 else []), *shown])
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class StatePoolsCase(Case):
         applies=lambda case: case.raw, shown="{} keys", region="{} keys",
     )  # fmt: skip
     seed: int = seed()
-    steps: tuple[Step, ...] = part((), shown=_steps_text)
+    steps: tuple[Step, ...] = part((), shown=lambda case: steps_text([*map(in_words, case.steps)]))
     """The trace."""
 
     shown_first = (
