@@ -253,14 +253,27 @@ def chunks(inputs: GatedDeltaInputs, size: int) -> Outputs:
     """Go through chunks of each request; the system of a chunk is solved row by row."""
     query, key, value, beta = (one.transpose(0, 1) for one in prepared(inputs))
     gate = torch.zeros_like(beta) if inputs.gate is None else inputs.gate.transpose(0, 1)
+
+    def chunk(state: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return one_chunk(state, query[:, rows], key[:, rows], value[:, rows], beta[:, rows], gate[:, rows])
+
+    return through_chunks(inputs, size, begun(inputs).float(), chunk)
+
+
+def through_chunks(
+    inputs: GatedDeltaInputs,
+    size: int,
+    states: torch.Tensor,
+    chunk: Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]],
+) -> Outputs:
+    """Go through chunks of each request from its state on; a chunk has outputs, and the state behind it."""
     output, last = torch.zeros_like(inputs.value), []
     start, taken = 0, [place for place, length in enumerate(inputs.lengths) if length]
-    states = begun(inputs).float()
     for request in taken:
         state, length = states[request], inputs.lengths[request]
         for first in range(start, start + length, size):
             rows = slice(first, min(first + size, start + length))
-            answer, state = one_chunk(state, query[:, rows], key[:, rows], value[:, rows], beta[:, rows], gate[:, rows])
+            answer, state = chunk(state, rows)
             output[rows] = answer.transpose(0, 1).to(output.dtype)
         last.append(state)
         start += length
@@ -325,23 +338,15 @@ def kimi_chunks(
     """Go through chunks of each request; states are narrow between them."""
     query, key, value, beta = (one.transpose(0, 1) for one in prepared(inputs))
     gate = torch.zeros_like(key) if inputs.channel_gate is None else inputs.channel_gate.transpose(0, 1)
-    output, last = torch.zeros_like(inputs.value), []
-    start, taken = 0, [place for place, length in enumerate(inputs.lengths) if length]
-    states = begun(inputs).float()
-    for request in taken:
-        state, length = narrow(states[request]), inputs.lengths[request]
-        for first in range(start, start + length, 64):
-            rows = slice(first, min(first + 64, start + length))
-            tokens = KimiTokens(
-                narrow(query[:, rows]), key[:, rows], value[:, rows], beta[:, rows].unsqueeze(-1),
-                gate[:, rows].cumsum(dim=1), rows,
-            )  # fmt: skip
-            answer, state = kimi_chunk(state, tokens, products or decayed_products, after or kimi_state)
-            output[rows] = answer.transpose(0, 1).to(output.dtype)
-        last.append(state)
-        start += length
-    pool = inputs.states if not last else put_back(inputs, torch.stack(last), taken)
-    return {"output": output, "states": pool}
+
+    def chunk(state: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = KimiTokens(
+            narrow(query[:, rows]), key[:, rows], value[:, rows], beta[:, rows].unsqueeze(-1),
+            gate[:, rows].cumsum(dim=1), rows,
+        )  # fmt: skip
+        return kimi_chunk(state, tokens, products or decayed_products, after or kimi_state)
+
+    return through_chunks(inputs, 64, narrow(begun(inputs).float()), chunk)
 
 
 def kimi_chunk(
