@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+from functools import partial
 
 import pytest
 
@@ -10,6 +10,7 @@ from npudiff.properties.sliding_attention import build_inputs, component
 from npudiff.properties.sliding_attention.case import DIMS, POISONS, RECIPES, SlidingAttentionCase
 from npudiff.properties.sliding_attention.strategy import PAGE_SIZES
 from npudiff.reference.sliding_attention import sliding_attention
+from shortest import shortest
 
 check_case = SlidingAttentionCase.check
 features = SlidingAttentionCase.features
@@ -190,13 +191,11 @@ def test_sinks_stay_out_of_cold_cases_unless_they_are_forced(default_cases):
 
 
 def test_no_default_case_is_dear(default_cases):
-    """Processor time, so that a busy machine does not fail it; the dearest measured is 0.3 s."""
+    """The dearest measured is 0.3 s."""
     for case in default_cases + drawn(Constraints(), 500, 3):
         assert case.heads * sum(request.query * request.kv for request in case.requests) < 2**24
     for case in default_cases[::3]:
-        start = time.process_time()
-        sliding_attention(build_inputs(case))
-        assert time.process_time() - start < 1.5, case
+        assert shortest(partial(sliding_attention, build_inputs(case)), enough=1.5) <= 1.5, case
 
 
 def test_drafts_of_the_sizes_that_kernels_have_are_drawn_more_often_than_their_neighbours():

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +19,7 @@ from npudiff.model.constraints import (
     least,
     parse_where,
 )
+from shortest import shortest
 
 LAWS = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
@@ -97,7 +97,7 @@ def test_a_range_holds_integers_only(value):
 
 
 def test_huge_ranges_are_never_searched():
-    started = time.perf_counter()
+    """A search would have no end."""
     huge = range(0, 10**15, 1)
     even = range(0, 10**15, 2)
     assert allows(even, 10**14)
@@ -109,15 +109,14 @@ def test_huge_ranges_are_never_searched():
     assert admits(constraints, {"a": (10**13,)})
     assert not admits(constraints, {"a": (1,)})
     assert describe(huge) == "0..999999999999999"
-    assert time.perf_counter() - started < 0.5
 
 
 @pytest.mark.parametrize("other", [range(1, 2 * 10**7), range(1, 2 * 10**7, 3)])
 def test_a_range_with_a_step_and_a_huge_one_intersect_without_a_search(other):
-    started = time.perf_counter()
-    assert 112 in intersection(range(16, 1025, 16), other)
-    assert 112 in intersection(other, range(16, 1025, 16))
-    assert time.perf_counter() - started < 0.2
+    few = range(16, 1025, 16)
+    assert 112 in intersection(few, other)
+    assert 112 in intersection(other, few)
+    assert shortest(lambda: (intersection(few, other), intersection(other, few)), enough=0.2) <= 0.2
 
 
 @pytest.mark.parametrize(
@@ -342,9 +341,7 @@ def test_constraints_may_hold_joined_sizes():
 
 
 def test_the_least_of_a_range_is_not_searched_for():
-    began = time.perf_counter()
     assert [least(range(3, 2**50)), least(range(9, 0, -2)), least((4, 2, 8)), least({1.5, 0.5})] == [3, 1, 2, 0.5]
-    assert time.perf_counter() - began < 1
 
 
 _FREE = {name: Axis(name, (None, *range(-3, 9))) for name in "abc"}

@@ -36,7 +36,7 @@ def test_a_budget_of_seconds_stops(toy):
     run_job(toy.job(), replace(SEEDED, examples=1))  # what is imported for the first case
     started = time.perf_counter()
     outcome = run_job(toy.job(slow), Budget(examples=None, seconds=0.3))
-    assert 0.25 < time.perf_counter() - started < 2
+    assert 0.25 < time.perf_counter() - started < 10  # a thousand cases would take as long
     assert 2 <= outcome.cases <= 30
     assert outcome.verdict is Verdict.HOLDS
 
