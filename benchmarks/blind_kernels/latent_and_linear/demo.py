@@ -1,0 +1,150 @@
+"""Each kernel is off by more than the bound on an input by hand with its mistake; with TWIN=1 all are right on all inputs.
+
+``python demo.py [component ...]``; SEED in the environment gives other numbers.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import pathlib
+import sys
+
+import torch
+
+from npudiff.device.ascend import latent_attention as ascend_latent
+from npudiff.judge.compare import compare
+from npudiff.model.implementation import Implementation, Target
+from npudiff.reference.latent_attention import LatentAttentionInputs, UpProjections, latent_attention
+from npudiff.reference.paged_kv import PagedKV
+
+TARGET = Target("sim", "cpu", "none", contextlib.nullcontext)
+TWIN = bool(os.environ.get("TWIN"))
+torch.set_num_threads(1)
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+G = torch.Generator().manual_seed(int(os.environ.get("SEED", "11")))
+BF16, F16, F32, I32 = torch.bfloat16, torch.float16, torch.float32, torch.int32
+
+
+def normal(*shape, dtype=F32, size=1.0):
+    return (torch.randn(*shape, generator=G) * size).to(dtype)
+
+
+def uniform(*shape):
+    return torch.rand(*shape, generator=G)
+
+
+def whole(low, high, *shape, dtype=torch.int64):
+    return torch.randint(low, high, shape, generator=G).to(dtype)
+
+
+def paged(totals, size, *dims, dtype=BF16, spare=1):
+    """Pools ``[pages, size, 1, dim]`` whose unused tokens are NaN, and the table."""
+    pages = [-(-total // size) for total in totals]
+    table = whole(1, sum(pages) + 2, len(totals), max(pages, default=0) + spare, dtype=I32)
+    order, at = torch.randperm(sum(pages), generator=G) + 1, 0
+    pools = [normal(sum(pages) + 2, size, 1, dim, dtype=dtype) for dim in dims]
+    used = torch.zeros(sum(pages) + 2, size, dtype=torch.bool)
+    for request, (total, count) in enumerate(zip(totals, pages)):
+        table[request, :count] = order[at : at + count]
+        at += count
+        token = torch.arange(total)
+        used[table[request].long()[token // size], token % size] = True
+    for pool in pools:
+        pool[~used] = float("nan")
+    return pools, table
+
+
+def nz(pool):
+    """``[pages, 1, dim / 16, size, 16]`` of ``[pages, size, 1, dim]``."""
+    return pool.unflatten(3, (-1, 16)).permute(0, 2, 3, 1, 4).contiguous()
+
+
+def latent(new, total, *, heads=4, size=16, rank=32, rope=16, up=None, padding=0, layout="PA_BSND", dtype=BF16, sharp=3.0):
+    """``up``: dims of keys and values of the expanded form."""
+    tokens = sum(new) + padding
+    (latents, ropes), table = paged(total, size, rank, rope, dtype=dtype)
+    if layout == "PA_NZ":
+        latents, ropes = nz(latents), nz(ropes)
+    matrices = None
+    if up:
+        matrices = UpProjections(
+            normal(heads, up[0], rank, dtype=dtype, size=rank**-0.5), normal(heads, rank, up[1], dtype=dtype, size=rank**-0.5)
+        )
+    width = up[0] if up else rank
+    return LatentAttentionInputs(
+        normal(tokens, heads, width, dtype=dtype), normal(tokens, heads, rope, dtype=dtype), PagedKV(latents, ropes, table, layout),
+        tuple(new), tuple(total), sharp * (width + rope) ** -0.5, matrices,
+    )
+
+
+LATENT = {
+    "two pages": lambda: latent([1, 1], [20, 9]),
+    "three rows": lambda: latent([3, 1], [20, 9], up=(16, 24)),
+    "across a page": lambda: latent([1, 9], [14, 24]),
+    "11 heads": lambda: latent([2, 1], [12, 40], heads=11, up=(16, 24)),
+    "uneven prefixes": lambda: latent([2, 3], [50, 190], up=(16, 24), padding=1),
+    "long table": lambda: latent([1, 2], [7, 531], heads=18),
+    "nz": lambda: latent([2, 1], [18, 5], layout="PA_NZ", padding=2),
+    "nothing": lambda: latent([1, 0, 2], [0, 7, 1], dtype=F16),
+    "more rows than tokens": lambda: latent([4, 1], [2, 3], up=(8, 8), heads=9),
+    "no tokens": lambda: latent([0], [0], padding=1),
+}
+
+ALL = {
+    "latent_attention": (
+        latent_attention, ascend_latent.latent_native, LATENT,
+        ["two pages", "three rows", "across a page", "11 heads", "uneven prefixes", "long table"],
+    ),
+}  # fmt: skip
+
+
+def tensors(inputs):
+    """All tensors of a dataclass, those of dataclasses in it as well."""
+    for field in dataclasses.fields(inputs):
+        value = getattr(inputs, field.name)
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif dataclasses.is_dataclass(value):
+            yield from tensors(value)
+
+
+def off(implementation, inputs, expected):
+    """The largest error over its bound, and the output that has it."""
+    before = [one.clone() for one in tensors(inputs)]
+    got = implementation.function(inputs, TARGET)
+    got = got if isinstance(got, dict) else {"output": got}
+    for one, kept in zip(tensors(inputs), before, strict=True):
+        assert torch.equal(one.nan_to_num(), kept.nan_to_num()), (implementation.name, "writes into inputs")
+    found = compare(expected, got).outputs
+    return max((one.worst, one.name) for one in found)
+
+
+def main():
+    failures = shown = 0
+    for component in sys.argv[1:] or ALL:
+        reference, correct, builders, cases_of = ALL[component]
+        cases = {name: build() for name, build in builders.items()}
+        expected = {name: reference(inputs) for name, inputs in cases.items()}
+        for name, inputs in cases.items():
+            ratio, output = off(correct, inputs, expected[name])
+            if ratio > 1:
+                print("!! the correct kernel is off:", component, name, output, ratio)
+                failures += 1
+        module = importlib.import_module(component)
+        kernels = [one for one in vars(module).values() if isinstance(one, Implementation)]
+        assert len(kernels) == len(cases_of), (component, len(kernels))
+        for number, (kernel, wanted) in enumerate(zip(kernels, cases_of, strict=True), 1):
+            assert kernel.name.startswith(f"h_{component}_{number:02d}_"), kernel.name
+            ratios = {name: off(kernel, inputs, expected[name])[0] for name, inputs in cases.items()}
+            wrong = {name: f"{ratio:.3g}" for name, ratio in ratios.items() if ratio > 1}
+            good = not wrong if TWIN else wanted in wrong
+            failures += not good
+            shown += good
+            print("ok " if good else "BAD", kernel.name, max(ratios.values()) if TWIN else f"wants {wanted}: {wrong}")
+    print(f"{shown} kernels are {'right on all inputs' if TWIN else 'shown to be wrong'}, {failures} failures")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
