@@ -12,9 +12,11 @@ import sys
 
 import torch
 
+from npudiff.device.ascend import gated_delta as ascend_delta
 from npudiff.device.ascend import latent_attention as ascend_latent
 from npudiff.judge.compare import compare
 from npudiff.model.implementation import Implementation, Target
+from npudiff.reference.gated_delta import GatedDeltaInputs, gated_delta
 from npudiff.reference.latent_attention import LatentAttentionInputs, UpProjections, latent_attention
 from npudiff.reference.paged_kv import PagedKV
 
@@ -91,10 +93,52 @@ LATENT = {
     "no tokens": lambda: latent([0], [0], padding=1),
 }
 
+
+def delta(lengths, *, heads=4, keys=2, key_dim=16, value_dim=24, dtype=BF16, gates="head", raw=False, fresh=(), each=False, padding=0):
+    """``each``: a slot for every token, and requests begin with a state that they write themselves."""
+    count, spare = sum(lengths), 3
+    tokens = count + padding
+    query, key = (normal(tokens, keys, key_dim) for _ in range(2))
+    query, key = (one if raw else one / one.norm(dim=2, keepdim=True) for one in (query, key))
+    slots, initial, used, start = torch.full((tokens,), -1, dtype=I32), torch.zeros(len(lengths), dtype=I32), 0, 0
+    order = torch.randperm(count + len(lengths) + spare, generator=G).tolist()
+    for request, length in enumerate(lengths):
+        own = []
+        for token in range(start, start + length):
+            if each or token == start + length - 1:
+                own.append(order[used])
+                slots[token], used = order[used], used + 1
+        start += length
+        initial[request] = -1 if request in fresh else own[length // 2] if each and own else order[-1 - request]
+    gate = -uniform(tokens, heads) if gates in ("head", "both") else None
+    channel = -uniform(tokens, heads, key_dim) if gates in ("channel", "both") else None
+    beta = normal(tokens, heads) if raw else uniform(tokens, heads)
+    return GatedDeltaInputs(
+        query.to(BF16), key.to(BF16), normal(tokens, heads, value_dim, dtype=BF16), beta.to(BF16),
+        normal(len(order), heads, value_dim, key_dim, dtype=dtype), tuple(lengths), initial, slots, key_dim**-0.5, gate, channel, raw,
+    )
+
+
+DELTA = {
+    "gates": lambda: delta([3, 2]),
+    "square": lambda: delta([2, 1], value_dim=16, gates="none"),
+    "one fresh": lambda: delta([2, 3, 1], fresh=(1,), dtype=F32),
+    "an empty one": lambda: delta([2, 0, 3, 1], raw=True),
+    "channels": lambda: delta([4, 1], gates="channel", dtype=F32, padding=2),
+    "odd heads": lambda: delta([1, 1, 0], heads=3, keys=1),
+    "all fresh": lambda: delta([70, 1], fresh=(0, 1), gates="both", heads=2),
+    "drafts": lambda: delta([4, 2], each=True, raw=True, gates="both", padding=1),
+    "no tokens": lambda: delta([0, 0], padding=1),
+}
+
 ALL = {
     "latent_attention": (
         latent_attention, ascend_latent.latent_native, LATENT,
         ["two pages", "three rows", "across a page", "11 heads", "uneven prefixes", "long table"],
+    ),
+    "gated_delta": (
+        gated_delta, ascend_delta.token_by_token, DELTA,
+        ["gates", "square", "one fresh", "an empty one", "channels", "odd heads"],
     ),
 }  # fmt: skip
 
