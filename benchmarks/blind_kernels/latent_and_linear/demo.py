@@ -14,11 +14,15 @@ import torch
 
 from npudiff.device.ascend import gated_delta as ascend_delta
 from npudiff.device.ascend import latent_attention as ascend_latent
+from npudiff.device.ascend import sparse_attention as ascend_sparse
+from npudiff.device.ascend import sparse_indexer as ascend_indexer
 from npudiff.judge.compare import compare
 from npudiff.model.implementation import Implementation, Target
 from npudiff.reference.gated_delta import GatedDeltaInputs, gated_delta
 from npudiff.reference.latent_attention import LatentAttentionInputs, UpProjections, latent_attention
 from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sparse_attention import SparseAttentionInputs, sparse_attention
+from npudiff.reference.sparse_indexer import SparseIndexerInputs, sparse_indexer
 
 TARGET = Target("sim", "cpu", "none", contextlib.nullcontext)
 TWIN = bool(os.environ.get("TWIN"))
@@ -131,6 +135,58 @@ DELTA = {
     "no tokens": lambda: delta([0, 0], padding=1),
 }
 
+
+def sparse(new, total, chosen, *, heads=3, rank=512, rope=64, size=16, dtype=BF16, int8=False, ahead=False, padding=0):
+    """``ahead``: whether keys behind the position of a row are listed."""
+    (latents, ropes), table = paged(total, size, rank, rope, dtype=dtype)
+    scales = None
+    if int8:
+        latents, scales = whole(-127, 128, *latents.shape, dtype=torch.int8), uniform(*latents.shape[:3], rank // 128) * 0.03
+    tokens = sum(new) + padding
+    indices, row = torch.full((tokens, 1, chosen), -1, dtype=I32), 0
+    for rows, length in zip(new, total):
+        for position in range(length - rows, length):
+            keys = torch.randperm(length if ahead else position + 1, generator=G)[:chosen]
+            indices[row, 0, : len(keys)] = keys.to(I32)
+            row += 1
+    return SparseAttentionInputs(
+        normal(tokens, heads, rank, dtype=dtype), normal(tokens, heads, rope, dtype=dtype), PagedKV(latents, ropes, table),
+        indices, tuple(new), tuple(total), 3.0 * (rank + rope) ** -0.5, scales,
+    )
+
+
+SPARSE = {
+    "three requests": lambda: sparse([1, 2, 1], [20, 30, 9], 6, padding=1),
+    "odd lists": lambda: sparse([1, 1], [7, 40], 8),
+    "first tokens": lambda: sparse([1, 2], [1, 2], 4, dtype=F16),
+    "many heads": lambda: sparse([1], [300], 200, heads=128),
+    "int8": lambda: sparse([2, 1], [20, 33], 5, int8=True, ahead=True),
+    "whole lists": lambda: sparse([3, 0, 1], [20, 4, 17], 16, heads=2),
+    "no rows": lambda: sparse([0], [3], 2, padding=2),
+}
+
+
+def indexer(new, total, count, *, heads=4, dim=32, size=16, dtype=BF16, int8=False, weights=None, positive=False, padding=0):
+    (keys,), table = paged(total, size, dim, dtype=dtype)
+    tokens = sum(new) + padding
+    query, scales = normal(tokens, heads, dim, dtype=dtype), (None, None)
+    if int8:
+        query, keys = (whole(-127, 128, *one.shape, dtype=torch.int8) for one in (query, keys))
+        scales = (uniform(tokens, heads) * 0.01 + 0.001).to(F16), (uniform(*keys.shape[:3]) * 0.02 + 0.001).to(F16)
+    own = normal(tokens, heads)
+    own = (own.abs() if positive else own).to(weights or (F16 if int8 else dtype))
+    return SparseIndexerInputs(query, own, keys, table, tuple(new), tuple(total), count, *scales)
+
+
+INDEXER = {
+    "negative weights": lambda: indexer([1, 2], [40, 30], 5, padding=1),
+    "short prompt": lambda: indexer([4, 1], [6, 40], 8, positive=True),
+    "across a block": lambda: indexer([6, 1], [132, 70], 40),
+    "long int8": lambda: indexer([1, 1], [600, 20], 30, int8=True, size=32),
+    "float weights": lambda: indexer([1, 1], [33, 64], 7, weights=F32, dtype=F16),
+    "no rows": lambda: indexer([0], [3], 2, padding=2),
+}
+
 ALL = {
     "latent_attention": (
         latent_attention, ascend_latent.latent_native, LATENT,
@@ -139,6 +195,13 @@ ALL = {
     "gated_delta": (
         gated_delta, ascend_delta.token_by_token, DELTA,
         ["gates", "square", "one fresh", "an empty one", "channels", "odd heads"],
+    ),
+    "sparse_attention": (
+        sparse_attention, ascend_sparse.gathered, SPARSE, ["three requests", "odd lists", "first tokens", "many heads"],
+    ),
+    "sparse_indexer": (
+        sparse_indexer, ascend_indexer.scores_and_topk, INDEXER,
+        ["negative weights", "short prompt", "across a block", "long int8"],
     ),
 }  # fmt: skip
 
