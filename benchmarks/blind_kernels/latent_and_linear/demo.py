@@ -12,12 +12,16 @@ import sys
 
 import torch
 
+from npudiff.device.ascend import encoder_attention as ascend_encoder
+from npudiff.device.ascend import fused_qk_norm_rope as ascend_fused
 from npudiff.device.ascend import gated_delta as ascend_delta
 from npudiff.device.ascend import latent_attention as ascend_latent
 from npudiff.device.ascend import sparse_attention as ascend_sparse
 from npudiff.device.ascend import sparse_indexer as ascend_indexer
 from npudiff.judge.compare import compare
 from npudiff.model.implementation import Implementation, Target
+from npudiff.reference.encoder_attention import EncoderAttentionInputs, encoder_attention
+from npudiff.reference.fused_qk_norm_rope import FusedQkNormRopeInputs, fused_qk_norm_rope
 from npudiff.reference.gated_delta import GatedDeltaInputs, gated_delta
 from npudiff.reference.latent_attention import LatentAttentionInputs, UpProjections, latent_attention
 from npudiff.reference.paged_kv import PagedKV
@@ -187,6 +191,46 @@ INDEXER = {
     "no rows": lambda: indexer([0], [3], 2, padding=2),
 }
 
+
+def encoder(rows, keys=None, *, heads=4, kv_heads=2, dim=32, dtype=BF16, padding=0, sharp=3.0):
+    keys = rows if keys is None else keys
+    count = sum(keys) + padding
+    return EncoderAttentionInputs(
+        normal(sum(rows) + padding, heads, dim, dtype=dtype), normal(count, kv_heads, dim, dtype=dtype),
+        normal(count, kv_heads, dim, dtype=dtype), tuple(rows), tuple(keys), sharp * dim**-0.5,
+    )
+
+
+ENCODER = {
+    "two sequences": lambda: encoder([20, 70], padding=1),
+    "few keys": lambda: encoder([40, 5, 16], dtype=F16),
+    "rows without keys": lambda: encoder([3, 2, 4], [5, 0, 40]),
+    "wide heads": lambda: encoder([150], dim=160),
+    "keys without rows": lambda: encoder([0, 3, 0, 17], [6, 0, 0, 130], heads=3, kv_heads=3, padding=2),
+    "nothing": lambda: encoder([0, 0], [0, 3]),
+}
+
+
+def fused(tokens, *, heads=4, kv_heads=2, dim=32, rotary=None, dtype=BF16, kind="plain", style="half", gated=False, bias=False,
+          epsilon=1e-5, size=1.0, positions=None, norm=True, rounding="once"):  # fmt: skip
+    rotary, rows = rotary or dim, 300
+    angle = torch.arange(rows).unsqueeze(1) * 100.0 ** -(torch.arange(rotary // 2) / max(1, rotary // 2))
+    table = torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)
+    weights = [normal(dim, dtype=dtype) if norm else None for _ in range(2)]
+    biases = [normal(dim, dtype=dtype) if bias else None for _ in range(2)]
+    qkv = normal(tokens, dim * (heads * (2 if gated else 1) + 2 * kv_heads), dtype=dtype, size=size)
+    places = whole(0, rows, tokens) if positions is None else torch.tensor(positions)
+    return FusedQkNormRopeInputs(qkv, *weights, *biases, table, places, heads, kv_heads, dim, epsilon, kind, style, gated, rounding)
+
+
+FUSED = {
+    "decode": lambda: fused(5, bias=True),
+    "11 tokens": lambda: fused(11, style="interleaved", positions=range(20, 31)),
+    "gates and partial": lambda: fused(4, gated=True, rotary=8, kind="gemma", positions=[9, 10, 11, 12]),
+    "small keys": lambda: fused(4, size=1e-3, positions=[5, 6, 7, 8]),
+    "without norm": lambda: fused(3, norm=False, dtype=F16, gated=True, heads=1, kv_heads=1, rotary=30, rounding="stages"),
+}
+
 ALL = {
     "latent_attention": (
         latent_attention, ascend_latent.latent_native, LATENT,
@@ -202,6 +246,13 @@ ALL = {
     "sparse_indexer": (
         sparse_indexer, ascend_indexer.scores_and_topk, INDEXER,
         ["negative weights", "short prompt", "across a block", "long int8"],
+    ),
+    "encoder_attention": (
+        encoder_attention, ascend_encoder.torch_each_sequence, ENCODER,
+        ["two sequences", "few keys", "rows without keys", "wide heads"],
+    ),
+    "fused_qk_norm_rope": (
+        fused_qk_norm_rope, ascend_fused.in_float32, FUSED, ["decode", "11 tokens", "gates and partial", "small keys"],
     ),
 }  # fmt: skip
 
