@@ -12,19 +12,27 @@ import sys
 
 import torch
 
+from npudiff.device.ascend import causal_conv as ascend_conv
+from npudiff.device.ascend import draft_acceptance as ascend_acceptance
+from npudiff.device.ascend import draft_step as ascend_step
 from npudiff.device.ascend import encoder_attention as ascend_encoder
 from npudiff.device.ascend import fused_qk_norm_rope as ascend_fused
 from npudiff.device.ascend import gated_delta as ascend_delta
 from npudiff.device.ascend import latent_attention as ascend_latent
+from npudiff.device.ascend import sampling as ascend_sampling
 from npudiff.device.ascend import sparse_attention as ascend_sparse
 from npudiff.device.ascend import sparse_indexer as ascend_indexer
 from npudiff.judge.compare import compare
 from npudiff.model.implementation import Implementation, Target
+from npudiff.reference.causal_conv import CausalConvInputs, causal_conv
+from npudiff.reference.draft_acceptance import DraftAcceptanceInputs, draft_acceptance
+from npudiff.reference.draft_step import DraftStepInputs, draft_step
 from npudiff.reference.encoder_attention import EncoderAttentionInputs, encoder_attention
 from npudiff.reference.fused_qk_norm_rope import FusedQkNormRopeInputs, fused_qk_norm_rope
 from npudiff.reference.gated_delta import GatedDeltaInputs, gated_delta
 from npudiff.reference.latent_attention import LatentAttentionInputs, UpProjections, latent_attention
 from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sampling import SamplingInputs, sampling
 from npudiff.reference.sparse_attention import SparseAttentionInputs, sparse_attention
 from npudiff.reference.sparse_indexer import SparseIndexerInputs, sparse_indexer
 
@@ -231,6 +239,119 @@ FUSED = {
     "without norm": lambda: fused(3, norm=False, dtype=F16, gated=True, heads=1, kv_heads=1, rotary=30, rounding="stages"),
 }
 
+
+def sampled(requests=3, vocabulary=300, *, prompt=(), output=(), penalties=False, temperature=None, min_p=None, k=None, p=None,
+            grammar=False, bad=(), draw=False, dtype=F32):  # fmt: skip
+    """``prompt`` and ``output``: numbers of tokens of each request."""
+    def tokens(counts):
+        rows = torch.full((requests, max(counts)), vocabulary)
+        for row, count in zip(rows, counts):
+            row[:count] = whole(0, vocabulary, count)
+        return rows
+
+    def each(value):
+        return None if value is None else torch.full((requests,), float(value)) if isinstance(value, (int, float)) else torch.tensor(value)
+
+    mask = whole(-(2**31), 2**31, requests, -(-vocabulary // 32), dtype=I32) if grammar else None
+    noise = -(1 - uniform(requests, vocabulary)).log() + 1e-6 if draw else None
+    return SamplingInputs(
+        normal(requests, vocabulary, size=3).to(dtype), mask, tokens(prompt) if prompt else None, tokens(output) if output else None,
+        each(1.3 if penalties else None), each(0.4 if penalties else None), each(0.7 if penalties else None), each(temperature),
+        each(min_p), None if k is None else torch.full((requests,), k, dtype=I32), each(p), "survivors", bad, noise,
+    )
+
+
+def with_bad_words():
+    """The third request has as many outputs as the longest, and the second ends with the beginning of its word."""
+    inputs = sampled(output=[5, 2, 5], prompt=[3, 3, 1])
+    own = [row[row < 300].tolist() for row in inputs.output]
+    return dataclasses.replace(inputs, bad_words=(((7,),), ((*own[1][-2:], 9), (1, 2, 3)), ((own[2][-1], 11), (*own[2], 3, 4))))
+
+
+SAMPLING = {
+    "top 20": lambda: sampled(k=20),
+    "penalties": lambda: sampled(prompt=[4, 2, 9], output=[6, 1, 3], penalties=True, temperature=[0.5, 1.0, 2.0]),
+    "some greedy": lambda: sampled(8, temperature=[0.0, 2.0] * 4, draw=True),
+    "bad words": with_bad_words,
+    "all filters": lambda: sampled(4, 70, grammar=True, min_p=0.05, k=9, p=0.7, temperature=0.7, draw=True, dtype=BF16),
+    "one token": lambda: sampled(2, 1, k=1, p=0.0),
+}
+
+
+def acceptance(lengths, vocabulary=40, *, probabilities=True, alike=0.7, greedy=(), missing=(), last=None, room=0):
+    """``last``: probability of the last token of the vocabulary."""
+    rows, requests = sum(lengths), len(lengths)
+    target = (normal(rows, vocabulary) * 1.5).softmax(1)
+    if last is not None:
+        target = target / target[:, :-1].sum(1, keepdim=True) * (1 - last)
+        target[:, -1] = last
+    draft = alike * target + (1 - alike) * (normal(rows, vocabulary) * 1.5).softmax(1)
+    tokens = torch.multinomial(draft, 1, generator=G).flatten().to(I32) if rows else torch.zeros(0, dtype=I32)
+    tokens[list(missing)] = -1
+    chosen = torch.zeros(requests, dtype=torch.bool)
+    chosen[list(greedy)] = True
+    noise = -(1 - uniform(requests, vocabulary)).log() + 1e-6
+    return DraftAcceptanceInputs(
+        tokens, target, draft if probabilities else None, whole(0, vocabulary, requests, dtype=I32), uniform(rows), noise, chosen,
+        tuple(lengths), max(lengths) + room,
+    )
+
+
+ACCEPTANCE = {
+    "long drafts": lambda: acceptance([6] * 6, alike=0.6, room=1),
+    "ragged": lambda: acceptance([1, 3, 0, 4] * 8, alike=0.3),
+    "no draft": lambda: acceptance([2, 1, 1], probabilities=False, missing=(0, 2, 3), last=0.9),
+    "mixed": lambda: acceptance([2, 0, 3, 1], greedy=(0, 2), probabilities=False, missing=(1,)),
+    "nothing": lambda: acceptance([0, 0], room=2),
+}
+
+
+def conv(lengths, mode="step", *, channels=24, width=4, history=None, accepted=None, lines=None, spare=1, dtype=BF16, bias=True, activation=True, padding=0):
+    rows = width - 1 + spare
+    if mode == "draft":
+        rows = max(max(accepted) - 1 + width - 1, width - 2 + max(lengths)) + spare
+    count = len(lengths) + 2
+    places = torch.randperm(count, generator=G)[: len(lengths)].tolist() if lines is None else lines
+    return CausalConvInputs(
+        normal(sum(lengths) + padding, channels, dtype=dtype), normal(width, channels, dtype=dtype),
+        normal(channels, dtype=dtype) if bias else None, normal(count, rows, channels, dtype=dtype), tuple(lengths),
+        torch.tensor(places, dtype=I32), mode, None if history is None else torch.tensor(history),
+        None if accepted is None else torch.tensor(accepted, dtype=I32), activation,
+    )
+
+
+CONV = {
+    "bias": lambda: conv([1, 1, 2]),
+    "short drafts": lambda: conv([2, 1], "draft", accepted=[1, 3], activation=False),
+    "behind a padded one": lambda: conv([3, 2, 0, 5], "prompt", lines=[4, -1, 0, 2], history=[True, True, False, False], bias=False),
+    "wide": lambda: conv([7, 1], "prompt", width=6, dtype=F16, padding=2),
+    "nothing": lambda: conv([0, 0], padding=1),
+}
+
+
+def drafted(rows, drafts, taken, lengths, *, steps=3, page=16, limit=None):
+    """``taken``: tokens that were sampled of each request."""
+    most = max(lengths) + steps + 1
+    limit, requests = limit or most + 5, len(rows)
+    width = -(-min(limit, most) // page) + 1
+    outcome = torch.full((requests, steps + 1), -1)
+    for row, count in zip(outcome, taken):
+        row[:count] = whole(1, 32000, count)
+    positions = torch.cat([torch.arange(length - count, length) for length, count in zip(lengths, rows)])
+    table = (torch.randperm(requests * width, generator=G) + 1).view(requests, width)
+    return DraftStepInputs(
+        whole(1, 32000, sum(rows)), positions, outcome, whole(1, 32000, requests), whole(1, 32000, requests, steps),
+        torch.tensor(lengths), table, tuple(rows), tuple(drafts), page, limit,
+    )
+
+
+STEP = {
+    "across a page": lambda: drafted([4, 1], [3, 0], [2, 1], [16, 40]),
+    "last piece": lambda: drafted([5, 4, 3], [0, 3, 0], [1, 4, 0], [5, 20, 9]),
+    "at the limit": lambda: drafted([4, 3, 1], [3, 2, 0], [4, 1, 1], [32, 31, 30], limit=33),
+    "one pass": lambda: drafted([2, 1], [1, 0], [1, 1], [9, 16], steps=1),
+}
+
 ALL = {
     "latent_attention": (
         latent_attention, ascend_latent.latent_native, LATENT,
@@ -254,6 +375,12 @@ ALL = {
     "fused_qk_norm_rope": (
         fused_qk_norm_rope, ascend_fused.in_float32, FUSED, ["decode", "11 tokens", "gates and partial", "small keys"],
     ),
+    "sampling": (sampling, ascend_sampling.sorted_once, SAMPLING, ["top 20", "penalties", "some greedy", "bad words"]),
+    "draft_acceptance": (
+        draft_acceptance, ascend_acceptance.request_by_request, ACCEPTANCE, ["long drafts", "ragged", "no draft"],
+    ),
+    "causal_conv": (causal_conv, ascend_conv.tap_by_tap, CONV, ["bias", "short drafts", "behind a padded one"]),
+    "draft_step": (draft_step, ascend_step.steps_at_once, STEP, ["across a page", "last piece"]),
 }  # fmt: skip
 
 
