@@ -10,7 +10,7 @@ TWIN = bool(os.environ.get("TWIN"))
 
 
 def walk(inputs, of_sums=None, has_history=None, behind=None):
-    """Convolve sequence after sequence; ``of_sums(sums, bias)`` is the activation, ``behind(line, rows)`` writes a line."""
+    """Convolve sequence after sequence; ``of_sums`` is the activation of sums and bias, ``behind`` writes a line."""
     output = torch.zeros_like(inputs.x, memory_format=torch.contiguous_format)
     weight, before, start = inputs.weight.float(), inputs.width - 1, 0
     bias = torch.zeros(inputs.x.shape[1], device=output.device) if inputs.bias is None else inputs.bias.float()
@@ -48,7 +48,7 @@ def bias_behind_the_gate(inputs, target):
 
 @npudiff.implementation("causal_conv", name="h_causal_conv_02_rest_of_a_line_is_cleared", on_device=True)
 def rest_of_a_line_is_cleared(inputs, target):
-    """A draft's rows go into a block as long as a line, zeros behind them; shows where a draft is shorter than its line."""
+    """Rows of a draft go into a block as long as a line, zeros behind; shows where a draft is shorter than its line."""
 
     def behind(line, rows):
         if inputs.mode == "draft":
@@ -64,6 +64,8 @@ def histories_of_requests_that_run(inputs, target):
     request, where some have a history and others do not."""
     has_history = inputs.has_history
     if has_history is not None and not TWIN:
-        runs = torch.tensor([length > 0 and int(line) >= 0 for length, line in zip(inputs.lengths, inputs.line_of)], dtype=torch.bool)
+        runs = torch.tensor(
+            [length > 0 and int(line) >= 0 for length, line in zip(inputs.lengths, inputs.line_of)], dtype=torch.bool
+        )
         has_history = has_history[(runs.long().cumsum(0) - 1).clamp(min=0)]
     return walk(inputs, has_history=has_history)

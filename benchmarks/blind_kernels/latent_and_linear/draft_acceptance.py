@@ -14,7 +14,9 @@ class Call:
 
     def __init__(self, inputs):
         self.inputs = inputs
-        self.tokens = torch.full((len(inputs.lengths), inputs.room + 1), -1, dtype=torch.int32, device=inputs.target.device)
+        self.tokens = torch.full(
+            (len(inputs.lengths), inputs.room + 1), -1, dtype=torch.int32, device=inputs.target.device
+        )
 
     def uniform(self, request, start, place):
         return self.inputs.uniform[start + place]
@@ -60,7 +62,7 @@ class Call:
 
 @npudiff.implementation("draft_acceptance", name="h_draft_acceptance_01_recovered_from_the_first_row", on_device=True)
 def recovered_from_the_first_row(inputs, target):
-    """A token is recovered from the first row of its request; shows where a later draft is the first that is rejected."""
+    """A token is recovered from the first row of its request; shows where a later draft is the first rejected one."""
     call = Call(inputs)
     if not TWIN:
         call.left = lambda start, place, token: Call.left(call, start, 0, token)
@@ -69,7 +71,7 @@ def recovered_from_the_first_row(inputs, target):
 
 @npudiff.implementation("draft_acceptance", name="h_draft_acceptance_02_random_numbers_of_a_rectangle", on_device=True)
 def random_numbers_of_a_rectangle(inputs, target):
-    """Random numbers are read as if all requests had as many drafts; shows behind a request that has fewer than another."""
+    """Random numbers are read as if all requests had as many drafts; shows behind a request that has fewer."""
     call, longest = Call(inputs), max(inputs.lengths, default=0)
     if not TWIN:
         last = len(inputs.uniform) - 1

@@ -83,7 +83,9 @@ def empty_ends_dropped_by_side(inputs, target):
     return outputs
 
 
-@npudiff.implementation("encoder_attention", name="h_encoder_attention_04_second_columns_keep_their_scale", on_device=True)
+@npudiff.implementation(
+    "encoder_attention", name="h_encoder_attention_04_second_columns_keep_their_scale", on_device=True
+)
 def second_columns_keep_their_scale(inputs, target):
     """Outputs are added up in stretches of 128 columns, of which the first alone is rescaled when the maximum rises;
     shows in wider heads behind the first 64 keys."""

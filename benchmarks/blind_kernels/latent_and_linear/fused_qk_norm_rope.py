@@ -44,7 +44,7 @@ def turned(inputs, wide, positions):
 
 @npudiff.implementation("fused_qk_norm_rope", name="h_fused_qk_norm_rope_01_positions_counted_on", on_device=True)
 def positions_counted_on(inputs, target):
-    """A position is read for each 4 tokens and counted on from there; shows where positions do not follow each other."""
+    """A position is read for each 4 tokens and counted on from it; shows where positions do not follow each other."""
     parts, positions = cut(inputs), inputs.positions
     if not TWIN and len(positions):
         token = torch.arange(len(positions), device=positions.device)

@@ -55,7 +55,9 @@ class Call:
             state = (begun or self.begun)(request) if length else None
             for token in range(start, start + length):
                 state = (step or self.step)(state, token)
-                self.output[token] = torch.matmul(state, self.query[token].unsqueeze(2)).squeeze(2).to(self.output.dtype)
+                self.output[token] = (
+                    torch.matmul(state, self.query[token].unsqueeze(2)).squeeze(2).to(self.output.dtype)
+                )
                 if self.slots[token] >= 0:
                     self.states[self.slots[token]] = state.to(self.states.dtype)
             start += length
@@ -102,15 +104,21 @@ def zeros_for_all_or_none(inputs, target):
     return call.run(begun)
 
 
-@npudiff.implementation("gated_delta", name="h_gated_delta_04_states_of_requests_with_tokens", supports=BY_TOKEN, on_device=True)
+@npudiff.implementation(
+    "gated_delta", name="h_gated_delta_04_states_of_requests_with_tokens", supports=BY_TOKEN, on_device=True
+)
 def states_of_requests_with_tokens(inputs, target):
     """Requests without tokens are taken out of the lengths and not out of the states; shows behind such a request."""
     call = Call(inputs)
-    number = {request: place for place, request in enumerate(one for one, length in enumerate(inputs.lengths) if length)}
+    number = {
+        request: place for place, request in enumerate(one for one, length in enumerate(inputs.lengths) if length)
+    }
     return call.run(lambda request: call.begun(request if TWIN else number[request]))
 
 
-@npudiff.implementation("gated_delta", name="h_gated_delta_05_channels_of_a_key_head", supports=BY_TOKEN, on_device=True)
+@npudiff.implementation(
+    "gated_delta", name="h_gated_delta_05_channels_of_a_key_head", supports=BY_TOKEN, on_device=True
+)
 def channels_of_a_key_head(inputs, target):
     """Decays of channels are taken as of key heads; shows with those, where several value heads share a key head."""
     call = Call(inputs)
@@ -120,7 +128,9 @@ def channels_of_a_key_head(inputs, target):
     return call.run()
 
 
-@npudiff.implementation("gated_delta", name="h_gated_delta_06_pairs_of_heads_in_a_step", supports=BY_TOKEN, on_device=True)
+@npudiff.implementation(
+    "gated_delta", name="h_gated_delta_06_pairs_of_heads_in_a_step", supports=BY_TOKEN, on_device=True
+)
 def pairs_of_heads_in_a_step(inputs, target):
     """A step of one token goes through heads in pairs, and the last of an odd number has the beta of the one before."""
     call, heads = Call(inputs), inputs.value.shape[1]

@@ -48,7 +48,7 @@ class Online:
         self.out = torch.zeros(rows, heads, dim, device=device)
 
     def add(self, scores, values):
-        """Scores ``[rows, heads, tokens]``, minus infinity where nothing is seen; values ``[tokens, heads or 1, dim]``."""
+        """Scores ``[rows, heads, tokens]``, minus infinity where unseen; values ``[tokens, heads or 1, dim]``."""
         most = torch.maximum(self.most, scores.amax(dim=2))
         finite = torch.where(torch.isinf(most), 0.0, most)
         weights, factor = torch.exp(scores - finite.unsqueeze(2)), torch.exp(self.most - finite)
@@ -87,7 +87,7 @@ def hidden(new, total, first, last, device):
 
 @npudiff.implementation("latent_attention", name="h_latent_attention_01_rotated_keys_a_page_late", on_device=True)
 def rotated_keys_a_page_late(inputs, target):
-    """Two buffers take turns, and the copy of rotated keys is waited for one page too late; shows behind the first page."""
+    """Two buffers take turns, and rotated keys are waited for one page too late; shows behind the first page."""
     outputs, heads = empty(inputs), slice(None)
     for request, rows, query, new, total in requests_of(inputs):
         online = Online(new, query.shape[1], inputs.value_dim, query.device)
@@ -100,13 +100,15 @@ def rotated_keys_a_page_late(inputs, target):
             unseen = hidden(new, total, first, last, query.device)
             online.add(products(query, keys).masked_fill(unseen, -torch.inf), values)
             buffer = ropes
-        outputs["output"][rows], outputs["lse"][rows] = (one.to(kept.dtype) for one, kept in zip(online.result(), outputs.values()))
+        outputs["output"][rows], outputs["lse"][rows] = (
+            one.to(kept.dtype) for one, kept in zip(online.result(), outputs.values())
+        )
     return outputs
 
 
 @npudiff.implementation("latent_attention", name="h_latent_attention_02_row_of_the_other_fold", on_device=True)
 def row_of_the_other_fold(inputs, target):
-    """Rows and heads lie in one axis, rows outside; the mask takes them for inside. Shows with several rows and heads."""
+    """Rows and heads lie in one axis, rows outside; the mask takes rows for inside. Shows with several of both."""
     outputs, heads = empty(inputs), slice(None)
     for request, rows, query, new, total in requests_of(inputs):
         count = query.shape[1]
@@ -118,13 +120,15 @@ def row_of_the_other_fold(inputs, target):
             keys, values = keys_and_values(inputs, *tokens_of(inputs.pool, request, first, last), heads)
             unseen = torch.arange(first, last, device=query.device) > position.unsqueeze(1)
             online.add(products(query, keys).masked_fill(unseen.view(new, count, -1), -torch.inf), values)
-        outputs["output"][rows], outputs["lse"][rows] = (one.to(kept.dtype) for one, kept in zip(online.result(), outputs.values()))
+        outputs["output"][rows], outputs["lse"][rows] = (
+            one.to(kept.dtype) for one, kept in zip(online.result(), outputs.values())
+        )
     return outputs
 
 
 @npudiff.implementation("latent_attention", name="h_latent_attention_03_pages_of_prefix_and_of_rows", on_device=True)
 def pages_of_prefix_and_of_rows(inputs, target):
-    """Pages are those full of a prefix, and as many as the new tokens fill; shows where these lie across one page more."""
+    """Pages are the full ones of a prefix, and as many as new tokens fill; shows where these lie across one more."""
     outputs, heads, size = empty(inputs), slice(None), inputs.pool.page_size
     for request, rows, query, new, total in requests_of(inputs):
         online = Online(new, query.shape[1], inputs.value_dim, query.device)
@@ -135,13 +139,15 @@ def pages_of_prefix_and_of_rows(inputs, target):
             keys, values = keys_and_values(inputs, *tokens_of(inputs.pool, request, first, last), heads)
             unseen = hidden(new, total, first, last, query.device)
             online.add(products(query, keys).masked_fill(unseen, -torch.inf), values)
-        outputs["output"][rows], outputs["lse"][rows] = (one.to(kept.dtype) for one, kept in zip(online.result(), outputs.values()))
+        outputs["output"][rows], outputs["lse"][rows] = (
+            one.to(kept.dtype) for one, kept in zip(online.result(), outputs.values())
+        )
     return outputs
 
 
 @npudiff.implementation("latent_attention", name="h_latent_attention_04_last_heads_moved_back", on_device=True)
 def last_heads_moved_back(inputs, target):
-    """Heads go in blocks of 8, of which the last is moved back to be whole; the matrices that make its values are not."""
+    """Heads go in blocks of 8, of which the last is moved back to be whole; what makes its values is not."""
     outputs, count = empty(inputs), inputs.query.shape[1]
     for request, rows, query, new, total in requests_of(inputs):
         for block in range(0, count, 8):

@@ -100,7 +100,7 @@ def above_the_last_of_top_k(inputs, target):
 
 @npudiff.implementation("sampling", name="h_sampling_02_penalties_of_scaled_logits", supports=SURVIVORS, on_device=True)
 def penalties_of_scaled_logits(inputs, target):
-    """Penalties are taken off logits that the temperature has scaled; shows with a temperature, in tokens of the output."""
+    """Penalties are taken off logits that the temperature has scaled; shows with one, in tokens of the output."""
     logits = allowed(inputs)
     logits = scaled(inputs, penalised(inputs, logits)) if TWIN else penalised(inputs, scaled(inputs, logits))
     return results(inputs, filtered(inputs, logits))
@@ -116,7 +116,9 @@ def greedy_if_all_are(inputs, target):
     return results(inputs, logits, greedy)
 
 
-@npudiff.implementation("sampling", name="h_sampling_04_bad_words_at_the_end_of_the_row", supports=SURVIVORS, on_device=True)
+@npudiff.implementation(
+    "sampling", name="h_sampling_04_bad_words_at_the_end_of_the_row", supports=SURVIVORS, on_device=True
+)
 def bad_words_at_the_end_of_the_row(inputs, target):
     """The beginning of a bad word is looked for at the end of the row of outputs, filled or not; shows for words of
     several tokens in requests with fewer outputs than others."""

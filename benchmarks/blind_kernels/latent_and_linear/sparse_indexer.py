@@ -106,7 +106,7 @@ def merged_at_the_end_of_the_request(inputs, target):
 
 @npudiff.implementation("sparse_indexer", name="h_sparse_indexer_04_scales_of_the_first_keys", on_device=True)
 def scales_of_the_first_keys(inputs, target):
-    """Scores go in blocks of 256 keys, and their scales are read again from the first; shows in int8 beyond 256 keys."""
+    """Scores go in blocks of 256 keys, whose scales are those of the first block; shows in int8 beyond 256 keys."""
     lists = {}
     for row, request, position in rows_of(inputs):
         found = []
