@@ -112,7 +112,7 @@ def format_cast(inputs: FormatCastInputs) -> dict[str, Expected]:
     if tensor.dim() < 2 or not tensor.is_contiguous():
         raise ValueError(f"tensor must be contiguous, [..., rows, columns], got {tuple(tensor.shape)}")
     rows, columns = tensor.shape[-2:]
-    matrices = tensor.reshape(-1, rows, columns)
+    matrices = tensor.reshape(math.prod(tensor.shape[:-2]), rows, columns)
     storage = torch.zeros(len(matrices), math.prod(tiles(rows, columns, tensor.dtype)), dtype=tensor.dtype)
     storage[:, addresses(rows, columns, tensor.dtype)] = matrices
     return {

@@ -291,6 +291,7 @@ def test_what_npudiff_exports_stands_in_the_pages_of_the_api():
     assert set(npudiff.__all__) - described - exceptions == {"__version__"}
 
 
+@pytest.mark.slow
 def test_who_comes_from_allclose_has_a_test_that_runs(tmp_path):
     document = (ROOT / "docs" / "from-allclose.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(# test_my_kernel.py\n.*?)```", document, re.DOTALL)

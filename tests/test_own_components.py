@@ -37,7 +37,7 @@ def ran(*arguments, cwd, code=ExitCode.CLEAN):
     return said
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @by_operator
 def test_what_is_right_is_clean_and_every_bug_is_found(path, tmp_path):
     said = ran("check", "--component", path, "--target", "sim", "--seed", 1, cwd=tmp_path)
@@ -72,6 +72,7 @@ def test_the_guide_builds_components_that_are_clean_and_whose_bugs_are_found(nam
     assert all(one["found"] for one in said["mutants"])
 
 
+@pytest.mark.slow
 def test_a_finding_is_replayed_listed_and_gated(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text("import npudiff, torch\n@npudiff.implementation('softmax')\ndef mine(inputs, target):\n"
@@ -89,6 +90,7 @@ def test_a_finding_is_replayed_listed_and_gated(tmp_path):
     assert ran("gate", *own, *gate, "--target", "sim", cwd=tmp_path, code=ExitCode.FINDINGS)["gate"]["open"] is False
 
 
+@pytest.mark.slow
 def test_pytest_has_it_too(tmp_path):
     own = ("--npudiff-component", SOFTMAX, "--examples", "5", "--target", "sim")
     everything = ("-q", "-p", "no:cacheprovider", "-m", "", "--pyargs", "npudiff.properties")

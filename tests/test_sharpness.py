@@ -55,7 +55,7 @@ def test_the_page_shows_the_record():
     assert shown == sharpness.table(RECORDED)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAST)
 def test_a_run_is_as_sharp_as_recorded(name):
     assert_as_sharp(name, seeds=(4,))

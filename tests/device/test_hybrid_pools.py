@@ -271,6 +271,7 @@ SOME = [pytest.param(item, marks=() if item in MUTANTS[:3] else pytest.mark.slow
 """All mutants, most of them as long measurements."""
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("shrinks_to_its_end")
 @pytest.mark.parametrize("item", SOME, ids=by_name)
 def test_it_is_found_within_the_default_budget_and_shrunk(item):

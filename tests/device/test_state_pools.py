@@ -263,6 +263,7 @@ def found_and_shrunk(item):
     assert not outcome.flaky
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("shrinks_to_its_end")
 @pytest.mark.parametrize("item", [item for item in MUTANTS if item.name in QUICK], ids=by_name)
 def test_it_is_found_within_the_default_budget_and_shrunk(item):

@@ -65,6 +65,7 @@ def test_the_same_seed_draws_the_same(tmp_path):
     assert first.findings[0].finding.key == second.findings[0].finding.key
 
 
+@pytest.mark.slow
 def test_files_names_and_implementations_are_checked(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

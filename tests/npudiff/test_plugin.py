@@ -47,6 +47,7 @@ def test_a_users_file_gets_a_test_per_property(run, kernel):
     )
 
 
+@pytest.mark.slow
 def test_a_finding_fails_its_test_with_its_text_and_a_folder_that_replays(run, cli, kernel, tmp_path):
     path = kernel("wrong")
     result = run(*COMPONENTS, "--impl", path, "--hypothesis-profile", "ci", "-k", "equivalence", "-n", "2")
@@ -93,6 +94,7 @@ def test_dev_remembers_failures_between_runs(run, kernel, tmp_path):
     assert "(cases that failed before are tried first)" in result.stdout
 
 
+@pytest.mark.slow
 def test_every_job_is_marked_npu(run, kernel):
     result = run(*COMPONENTS, "--impl", kernel("right"), "-m", "not npu", "--collect-only", "-q")
     assert "test_property_holds[" not in result.stdout
@@ -115,7 +117,7 @@ def test_npu_with_the_simulator_is_refused(run):
     )
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -138,6 +140,7 @@ def test_a_number_of_examples_that_is_none_is_refused(run, kernel, examples):
     assert run(*COMPONENTS, "--impl", kernel("right"), "--examples", examples).returncode == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["dev", pytest.param("nightly", marks=pytest.mark.slow)])
 def test_hypothesis_takes_the_names_of_the_profiles(run, kernel, profile):
     path = kernel("right")
@@ -158,6 +161,7 @@ def test_a_run_that_does_not_use_npudiff_is_left_alone(tmp_path):
     assert "npudiff:" not in result.stdout
 
 
+@pytest.mark.slow
 def test_a_users_own_test_can_take_the_jobs(run, kernel, tmp_path):
     (tmp_path / "test_it.py").write_text(
         "def test_it(npudiff_job, npudiff_runner):\n"
@@ -179,6 +183,7 @@ def test_an_expression_that_does_not_select_npu_wants_none(expression):
     assert not wants_device(expression)
 
 
+@pytest.mark.slow
 def test_importing_the_plugin_is_cheap(record_property):
     code = (
         "import pytest, sys, time\nstarted = time.process_time()\nimport npudiff.plugin\n"
@@ -195,7 +200,7 @@ def test_importing_the_plugin_is_cheap(record_property):
     assert statistics.median(times) <= 0.060
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("top", "code", "said"),
     [

@@ -54,6 +54,7 @@ def outcome(name, function, examples=40, supports=None):
     return run_job(job, Budget(examples=examples, seed=1, shrink=False))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [relation.name for relation in component.relations])
 def test_a_relation_sees_the_device_that_breaks_it(name):
     def device(inputs, target):
@@ -64,6 +65,7 @@ def test_a_relation_sees_the_device_that_breaks_it(name):
     assert outcome(name, device).verdict is Verdict.WRONG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("supports", [None, {"starts": ("none", "page")}, {"layout": ("PA_BSND", "PA_NZ")}])
 def test_relations_apply_to_every_case_that_is_drawn(supports):
     for relation in component.relations:
@@ -77,6 +79,7 @@ def test_a_device_without_starts_or_with_one_layout_is_not_asked_for_others():
         assert not found.not_applicable  # nothing was drawn for it
 
 
+@pytest.mark.slow
 def test_cases_are_where_bugs_live():
     cases = drawn(component, Constraints(), 300)
     shares = {name: sum(name in features(case) for case in cases) / len(cases) for name in features(BUSY)}

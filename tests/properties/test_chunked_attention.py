@@ -33,6 +33,7 @@ def usual_cases():
     return drawn(component, Constraints(), 300)
 
 
+@pytest.mark.slow
 def test_cases_are_drawn_at_the_borders_of_chunks():
     found = usual_cases()
     regions = Counter(region for case in found for region in component.features(case))

@@ -59,7 +59,7 @@ def own_buffers(name):
     return change
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swa_mask", "rms_norm", "sliding_attention", "paged_cache", "moe_routing", "swiglu"])
 def test_one_that_returns_its_own_buffer(name):
     assert counted(name, own_buffers(name)) > 40
@@ -85,7 +85,7 @@ def other_zeros(name):
     return change
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "within"),
     [

@@ -133,7 +133,7 @@ def reached(component):
     return counts
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_counts_go_beyond_short_lists_or_say_why_not(name):
     component = COMPONENTS[name]

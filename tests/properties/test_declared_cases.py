@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 
@@ -34,24 +35,15 @@ def refused(component, case):
     return None
 
 
-def changed(component, case, field, value):
-    """The case with another value of a field, or None where that is of another type."""
-    kind = typing.get_type_hints(component.case_type)[field]
-    try:
-        return dataclasses.replace(case, **{field: from_plain(kind, value)})
-    except ValueError:
-        return None
-
-
 def probed(component):
     """Cases, each with one field changed, the field, and its value."""
-    names = [field.name for field in dataclasses.fields(component.case_type)]
-    for case in default_cases(component, 2):
-        for name in names:
-            for value in PROBES:
-                other = changed(component, case, name, value)
-                if other is not None:
-                    yield other, name, value
+    kinds, cases = typing.get_type_hints(component.case_type), default_cases(component, 2)
+    for name in [field.name for field in dataclasses.fields(component.case_type)]:
+        for value in PROBES:
+            with contextlib.suppress(ValueError):  # a value of another type
+                read = from_plain(kinds[name], value)
+                for case in cases:
+                    yield dataclasses.replace(case, **{name: read}), name, value
 
 
 def ends(axis):

@@ -54,6 +54,7 @@ def src_to_dst_row(lengths):
     return {"first" if place == 0 else "middle" for place in range(last) if not lengths[place]}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "lengths"),
     [

@@ -67,6 +67,7 @@ def floored(inputs, target):
     return {"quantised": torch.round(states / scale.unsqueeze(1)).to(torch.int8), "scale": scale}
 
 
+@pytest.mark.slow
 def test_a_quantisation_that_has_a_least_scale_is_found():
     wide = {"width": (64, 1000)}
     assert outcome("dynamic_quant", floored, **wide, recipe=("gaussian", "tiny", "zero rows", "large")).failure is None
@@ -75,6 +76,7 @@ def test_a_quantisation_that_has_a_least_scale_is_found():
     assert failure.case.tokens == 1
 
 
+@pytest.mark.slow
 def test_a_right_quantisation_holds_for_every_exponent():
     def right(inputs, target):
         return quantised(smoothed(inputs.to(target.device)), inputs.bits)
@@ -112,6 +114,7 @@ def with_weight_0(inputs, target):
     return (total if inputs.residual is None else total + inputs.residual.float()).to(inputs.expanded_rows.dtype)
 
 
+@pytest.mark.slow
 def test_a_sum_in_which_0_times_a_row_that_is_left_out_takes_part_is_found():
     assert outcome("moe_finalize", with_weight_0, poison=("large",)).failure is None
     failure = outcome("moe_finalize", with_weight_0).failure

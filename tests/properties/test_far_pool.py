@@ -54,7 +54,7 @@ def near(monkeypatch):
     monkeypatch.setattr(far_pool, "ELEMENTS", 5000)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cache_gather", "sliding_attention"])
 def test_implementations_hold_whatever_lies_before(near, name):
     component = load_component(name)

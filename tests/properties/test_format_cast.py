@@ -48,6 +48,7 @@ def outcome(name, function, examples=40):
     return run_job(job, Budget(examples=examples, seed=1, shrink=False))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [relation.name for relation in component.relations])
 def test_a_relation_sees_the_device_that_breaks_it_and_no_other(name):
     assert outcome(name, run).verdict is Verdict.HOLDS
@@ -60,12 +61,14 @@ def test_a_relation_sees_the_device_that_breaks_it_and_no_other(name):
         assert (outcome(name, device).verdict is Verdict.WRONG) == (broken == name), broken
 
 
+@pytest.mark.slow
 def test_relations_apply_to_nearly_every_case():
     for relation in component.relations:
         found = outcome(relation.name, run, 60)
         assert found.not_applicable.total() <= 0.05 * found.cases
 
 
+@pytest.mark.slow
 def test_cases_are_where_bugs_live():
     cases = drawn(component, Constraints(), 300)
     shares = {name: sum(name in features(case) for case in cases) / len(cases) for name in features(BUSY)}

@@ -76,6 +76,7 @@ def drawn():
     return traces(12)
 
 
+@pytest.mark.slow
 def test_every_step_that_is_drawn_makes_sense(drawn):
     for trace in drawn:
         check_case(trace)
@@ -116,6 +117,7 @@ def test_steps_are_refused_for_want_of_pages_but_seldom_twice_in_a_row(drawn):
     assert twice < refused / 20
 
 
+@pytest.mark.slow
 def test_steps_are_drawn_within_what_is_supported():
     for kind in KINDS:
         kinds = {step.kind for trace in traces(1, step=(kind,)) for step in trace.steps}

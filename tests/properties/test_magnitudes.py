@@ -46,7 +46,7 @@ def found(item, function, **within):
     return run_job(job, Budget(examples=100, seed=3)).failure
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "item", [ascend.native_rotary, ascend.native_rms_norm, ascend.composed_swiglu, ascend.native_finalize]
 )

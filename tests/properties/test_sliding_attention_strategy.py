@@ -73,7 +73,7 @@ def test_every_case_lies_within_what_is_supported(name):
     assert_inside(Constraints.of(SUPPORTED[name]))
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", WHERE, ids=" ".join)
 def test_every_case_lies_within_what_a_user_asks_for(texts):
     assert_inside(parse_where(texts))
@@ -110,6 +110,7 @@ def test_a_long_range_is_drawn_to_its_end():
     assert max(request.kv for case in found for request in case.requests) > 600_000
 
 
+@pytest.mark.slow
 def test_default_cases_can_be_built(default_cases):
     assert len(default_cases) == 500
     for case in default_cases:
@@ -169,6 +170,7 @@ def test_default_cases_mix_what_bugs_need_together(default_cases):
         assert count(lambda case, near=request_border: any(near(case, request) for request in case.requests)) > 50
 
 
+@pytest.mark.slow
 def test_1500_default_cases_reach_histories_of_100_000_tokens():
     """Hypothesis repeats what it drew, so 500 cases hold such a history in two of three runs only."""
     longest = max(
@@ -190,6 +192,7 @@ def test_sinks_stay_out_of_cold_cases_unless_they_are_forced(default_cases):
     assert not any(case.sinks for case in default_cases if case.recipe == "cold")
 
 
+@pytest.mark.slow
 def test_no_default_case_is_dear(default_cases):
     """The dearest measured is 0.3 s."""
     for case in default_cases + drawn(Constraints(), 500, 3):

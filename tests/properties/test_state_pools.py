@@ -104,6 +104,7 @@ def test_steps_are_drawn_within_what_is_supported(kind):
     assert kind in kinds or kind == "restore"  # nobody comes back if nobody is evicted
 
 
+@pytest.mark.slow
 def test_drafts_of_which_nothing_is_kept_are_drawn_where_they_are_supported():
     counts = {
         some: {count for trace in traces(2, **some) for step in trace.steps if step.kind == "verify"

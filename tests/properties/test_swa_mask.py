@@ -124,6 +124,7 @@ def test_a_case_that_cannot_be_built_is_refused(changes):
         check_case(replace(plain, **changes))
 
 
+@pytest.mark.slow
 def test_a_batch_of_thousands_has_short_requests():
     """With a window of which no border is affordable, any length would do, up to gigabytes."""
     batches = Constraints(({"batch": range(2, 4097)},))

@@ -351,6 +351,7 @@ def check(checkout, *asked, folder):
     return code, out
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_file_of_a_checkout_is_a_finding_of_the_command_line(changed, tmp_path):
     name = "hardware_backend/npu/moe/activation.py"
     checkout = changed({name: ("up.clamp(-self.clamp_limit, self.clamp_limit)", "up.clamp(max=self.clamp_limit)")})

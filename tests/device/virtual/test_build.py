@@ -75,6 +75,7 @@ def test_a_package_without_libraries_is_refused(packages, tmp_path):
         demand_of(tmp_path, packages[1])
 
 
+@pytest.mark.slow
 def test_a_library_for_each_name_and_a_function_for_each_symbol(packages, cache):
     folder = build(*packages, "2.13.0")
     assert folder.parent == cache / "npudiff" / "virtual" == cache_folder()
@@ -94,6 +95,7 @@ def test_a_function_that_is_not_simulated_fails_and_says_its_name(packages):
     assert runtime.aclGetRecentErrMsg() == b""
 
 
+@pytest.mark.slow
 def test_it_is_built_once_for_a_version(packages, monkeypatch):
     first = build(*packages, "2.13.0")
     monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
@@ -190,7 +192,7 @@ def test_a_cache_that_is_not_as_it_was_built_is_built_again(packages, tmp_path, 
     assert [path.name for path in cache_folder().iterdir()] == [folder.name]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["npudiff", "virtual", "folder", "library"])
 def test_a_cache_of_somebody_else_is_not_loaded(packages, monkeypatch, what):
     folder = build(*packages, "2.13.0")
@@ -212,7 +214,7 @@ def test_a_cache_of_somebody_else_is_not_loaded(packages, monkeypatch, what):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".", "libhccl.so"])
 def test_a_library_that_others_may_have_written_is_not_loaded(packages, name):
     folder = build(*packages, "2.13.0")
@@ -221,6 +223,7 @@ def test_a_library_that_others_may_have_written_is_not_loaded(packages, name):
         build(*packages, "2.13.0")
 
 
+@pytest.mark.slow
 def test_nobody_else_can_write_what_is_built(packages):
     before = os.umask(0)
     try:
@@ -232,6 +235,7 @@ def test_nobody_else_can_write_what_is_built(packages):
         assert not path.stat().st_mode & 0o022, path
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_earlier_version_is_closed_for_others(packages):
     cache_folder().mkdir(parents=True)
     cache_folder().chmod(0o775)

@@ -20,6 +20,7 @@ def rounds(log):
     return [entry for entry in log if entry["kind"] == "round"]
 
 
+@pytest.mark.slow
 def test_a_campaign_says_what_it_found_and_goes_on_where_it_ended(campaign):
     first = campaign("swa_mask")
     assert first.code == ExitCode.FINDINGS
@@ -64,6 +65,7 @@ def test_what_holds_is_clean_and_has_margins_and_a_corpus(campaign):
     assert 'class="bar"' in result.page
 
 
+@pytest.mark.slow
 def test_a_corrected_kernel_is_told_and_ends_clean(campaign, tmp_path):
     assert campaign("swa_mask").code == ExitCode.FINDINGS
     text = (tmp_path / "mine.py").read_text().replace("~mask if inputs.window == 3 else mask", "mask")
@@ -84,6 +86,7 @@ def test_a_finding_that_somebody_removed_is_looked_for_again(campaign, tmp_path)
     assert len(result.found) == 1
 
 
+@pytest.mark.slow
 def test_a_document_says_what_is_known(campaign, tmp_path):
     result = campaign("swa_mask", "--json", "told.json")
     told = json.loads((tmp_path / "told.json").read_text())
@@ -141,6 +144,7 @@ def test_an_interrupt_ends_with_a_summary(campaign, monkeypatch):
     assert len(rounds(result.log)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # it is forked: torch's threads are not used
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_killed_campaign_loses_nothing_but_the_rounds_in_flight(kills, campaign, tmp_path, read_log, monkeypatch):

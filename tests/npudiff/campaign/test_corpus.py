@@ -261,7 +261,7 @@ def rounds(log):
     return [entry for entry in log if entry["kind"] == "round"]
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 def test_a_campaign_begins_with_what_another_one_found(campaign, tmp_path, place):
     def searched():
         """Search until something is found, which takes a while where much else runs."""
@@ -320,6 +320,7 @@ def test_a_corpus_that_is_lost_later_is_told_and_ends_nothing(campaign, place, m
     assert "the network is away" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # it is forked: torch's threads are not used
 @pytest.mark.parametrize("place", ["folder", "file"], indirect=True)
 @pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])

@@ -162,6 +162,7 @@ def test_the_old_name_of_an_option_is_refused_with_the_new_one(cli):
     assert result.err == "npudiff check: --profile is called --model now; see npudiff check --help\n"
 
 
+@pytest.mark.slow
 def test_a_missed_mutant_ends_with_1(cli, monkeypatch):
     harmless = replace(swa_mask_eager, name="harmless", wrong="nothing", graph=False)
     monkeypatch.setattr("npudiff.run.discovery.built_in_implementations", lambda: [swa_mask_eager, harmless])
@@ -170,7 +171,7 @@ def test_a_missed_mutant_ends_with_1(cli, monkeypatch):
     assert result.code == ExitCode.FINDINGS
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("narrowed", [("--where", "window=4"), ("--model", "step-3.5-flash"), ("--examples", "5")])
 def test_a_mutant_that_a_narrowed_run_does_not_show_is_no_failure(cli, narrowed):
     """mask_minus_one is wrong without a window only, mask_left_context_512 only where the window is not 512."""
@@ -191,6 +192,7 @@ def test_every_profile_of_a_correct_implementation_is_clean(cli, component, impl
         assert result.code == ExitCode.CLEAN, (name, result.out)
 
 
+@pytest.mark.slow
 def test_the_line_that_replays_a_users_finding_names_the_file(cli, kernel):
     path = kernel("wrong")
     out = cli("check", "swa_mask", "--impl", path, *QUICK).out
@@ -207,6 +209,7 @@ def test_an_implementation_that_writes_into_its_inputs_is_a_finding(cli, kernel)
     assert result.code == ExitCode.FINDINGS
 
 
+@pytest.mark.slow
 def test_a_number_with_a_point_can_be_asked_for(cli):
     result = cli("check", "sliding_attention", "--impl", "torch_native", *QUICK, "--where", "scale=0.5")
     assert result.code == ExitCode.CLEAN
@@ -225,6 +228,7 @@ def test_a_users_file_is_all_it_takes(cli, kernel):
     assert cli("check", "swa_mask", "--impl", kernel("wrong"), *QUICK, "--where", "window=4").code == ExitCode.FINDINGS
 
 
+@pytest.mark.slow
 def test_interruption_ends_with_2_and_keeps_what_was_found(cli, kernel):
     cli_file = (
         kernel("wrong").read_text()
@@ -282,6 +286,7 @@ def test_a_file_in_a_run_is_executed_once(cli, kernel, tmp_path):
     assert log.read_text() == "x"
 
 
+@pytest.mark.slow
 def test_where_and_profile_narrow_what_is_drawn(cli):
     common = ("check", "swa_mask", "--impl", "mask_left_context_512", *QUICK)
     assert cli(*common, "--where", "window=512").code == ExitCode.CLEAN

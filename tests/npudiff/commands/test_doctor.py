@@ -32,6 +32,7 @@ def no_npu(monkeypatch):
     monkeypatch.setattr(module, "_probe_alone", module._probe)
 
 
+@pytest.mark.slow
 def test_it_says_what_this_machine_can_run(cli, no_npu):
     result = cli("doctor")
     assert result.code == ExitCode.CLEAN
@@ -48,6 +49,7 @@ def test_it_says_what_this_machine_can_run(cli, no_npu):
     assert "CANN             libhccl.so not found: source set_env.sh" in result.out
 
 
+@pytest.mark.slow
 def test_a_target_that_gives_wrong_answers_does_not_work(cli, no_npu, monkeypatch):
     original = module.select_implementations
 

@@ -115,6 +115,7 @@ def test_no_command_writes_into_a_linked_folder(cli, folder, command, place):
     assert not list((folder / "elsewhere").iterdir())
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_finding_may_not_be_a_link_either(cli, folder):
     (folder / "elsewhere").mkdir()
     cli(*COMMANDS["check"])
@@ -207,6 +208,7 @@ def test_findings_that_cannot_be_written_are_told(cli, folder, full_disk, worker
     assert not [path for path in (folder / ".npudiff").rglob("*") if path.is_file() and "examples" not in path.parts]
 
 
+@pytest.mark.slow
 def test_a_gate_that_cannot_write_is_closed_by_what_it_found(cli, folder, full_disk):
     result = cli(*COMMANDS["gate"])
     assert result.code == ExitCode.FINDINGS
@@ -300,6 +302,7 @@ sys.exit(pytest.main(["--pyargs", "npudiff.properties", "-p", "no:cacheprovider"
     assert "npudiff: could not be written: the record of the run: No space left on device" in result.stderr
 
 
+@pytest.mark.slow
 def test_pytest_refuses_a_linked_output_folder(folder):
     (folder / "elsewhere").mkdir()
     (folder / ".npudiff").symlink_to(folder / "elsewhere")

@@ -39,6 +39,7 @@ def test_words_integers_and_permutations_have_the_recorded_values():
     assert Stream(2, "c").permutation(9) == PERMUTATION
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same():
     script = "from npudiff.draw.data import Stream; print(Stream(1, 'b').integers(-3, 10, 8))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

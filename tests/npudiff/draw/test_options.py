@@ -116,6 +116,7 @@ def mine(inputs, target):
 '''
 
 
+@pytest.mark.slow
 def test_a_run_finds_the_option_shows_it_and_replays_with_it(cli, kernel, tmp_path):
     path = kernel(KERNEL)
     result = cli("check", "swa_mask", "--impl", path, "--target", "sim", "--seed", 1)

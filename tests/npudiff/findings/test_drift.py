@@ -90,6 +90,7 @@ def test_rounding_to_nearest_is_none(check):
     assert folder is None
 
 
+@pytest.mark.slow
 def test_a_replay_says_failed_until_it_is_fixed(check, cli, kernel):
     _, folder, path = check()
     failed = cli("replay", folder, "--impl", path)

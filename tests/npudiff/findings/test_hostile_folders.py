@@ -188,6 +188,7 @@ def assert_findings_are_harmless(place, valid, count, seed):
     assert seen >= {ReplayVerdict.FAILED, ReplayVerdict.ERROR}
 
 
+@pytest.mark.slow
 def test_damaged_findings_are_harmless(place, valid):
     assert_findings_are_harmless(place, valid, 150, seed=1)
 

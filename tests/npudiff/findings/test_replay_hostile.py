@@ -130,6 +130,7 @@ def _never(case):
     raise AssertionError("a hostile case was built")
 
 
+@pytest.mark.slow
 def test_a_million_requests_are_refused(cli, hostile):
     requests = [{"query": 1, "kv": 1}] * 30_000
     folder = hostile(component="sliding_attention", implementation="torch_native", case={"requests": requests})

@@ -29,6 +29,7 @@ def jobs():
     return make_plan(Request(components=("swa_mask",), implementations=("mask_left_context_512",), target="sim")).jobs
 
 
+@pytest.mark.slow
 def test_cases_of_findings_are_those_of_their_jobs(theirs, jobs):
     shared = read_shared(theirs, jobs)
     assert set(shared.cases) == {
@@ -110,6 +111,7 @@ def test_what_is_large_beside_a_case_is_not_read(many, jobs):
     assert shortest(lambda: read_shared(many, jobs), enough=2) <= 2
 
 
+@pytest.mark.slow
 def test_a_folder_with_anything_in_it_is_read_as_far_as_it_makes_sense(many, jobs, tmp_path):
     findings = many / "findings"
     for number, target in enumerate(["/dev/zero", tmp_path, "nowhere", "."]):

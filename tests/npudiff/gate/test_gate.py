@@ -23,6 +23,7 @@ def test_a_finding_closes_the_gate(gate, tmp_path):
     assert {path.name.split("-")[1] for path in (tmp_path / ".npudiff" / "findings").iterdir()} == {"bad"}
 
 
+@pytest.mark.slow
 def test_two_gates_run_the_same_cases(gate):
     def cases():
         result = gate(examples=30)
@@ -87,6 +88,7 @@ def test_an_issue_that_says_nothing_true_closes_it(gate, known, issue, said):
     assert told["locations"][0]["physicalLocation"]["region"]["startLine"] == 2
 
 
+@pytest.mark.slow
 def test_findings_are_drafted_as_entries_that_open_the_gate_once_they_are_complete(gate, soon, tmp_path):
     gate()
     draft = (tmp_path / ".npudiff" / "known_issues.draft.toml").read_text()

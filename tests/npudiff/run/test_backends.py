@@ -124,6 +124,7 @@ def test_an_adapter_that_does_not_fit_is_not_applicable_and_a_mistake_is_a_findi
     assert said in result.out
 
 
+@pytest.mark.slow
 def test_a_finding_names_the_backend_in_the_command_that_replays_it(small, cli, tmp_path):
     (small / "swa_mask.py").write_text(MASKS.replace("inputs.window)", "(inputs.window or 10**6) + 1)"))
     result = cli("check", "swa_mask", "--backend", "small", "--seed", "1")

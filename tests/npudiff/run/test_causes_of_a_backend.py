@@ -94,6 +94,7 @@ def test_a_defect_that_another_hides_is_found_outside_of_its_region(ways):
     assert out.count("\nFINDING swa_mask.") == 3
 
 
+@pytest.mark.slow
 def test_one_cause_is_enough_for_who_asks_for_one(ways):
     _, findings = ways("--causes", "1")
     (eager,) = of(findings, "eager")

@@ -50,6 +50,7 @@ def test_a_common_end_stops_every_job_that_has_it(toy):
     assert run_job(toy.job(), Budget(examples=None, until=until)).cases == 0
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_runs_more_than_the_default_number_of_cases(toy):
     run_job(toy.job(), replace(SEEDED, examples=1))  # what is imported for the first case
     assert run_job(toy.job(), Budget(examples=None, seconds=2.0)).cases > 100

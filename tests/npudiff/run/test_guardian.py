@@ -95,6 +95,7 @@ def test_what_it_was_doing_is_told_and_a_record_is_left(program, tmp_path):
     assert 'type="ended-early"' in (tmp_path / "junit.xml").read_text()
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_killed_leaves_no_green_file(program, tmp_path):
     green = program("gate", *check()[1:], "--budget", "60s", "--rotating", "off")
     assert green.returncode == ExitCode.CLEAN, green

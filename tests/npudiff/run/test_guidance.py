@@ -41,6 +41,7 @@ def plain_cases(toy, seed, count):
         yield toy.Case(numbers, choose.choice(("plain", "odd")))
 
 
+@pytest.mark.slow
 def test_branches_lead_where_plain_draws_come_late(corner, toy):
     """One of 32,768 plain draws is there."""
     needed = []
@@ -56,6 +57,7 @@ def test_branches_lead_where_plain_draws_come_late(corner, toy):
     assert statistics.median(needed) < 0.5 * 32_768 * math.log(2)
 
 
+@pytest.mark.slow
 def test_what_it_finds_is_made_smaller_field_by_field_and_told_as_any_failure(corner):
     budgets = (Budget(examples=600, seed=seed, guided=True, corpus=(NEAR,)) for seed in range(9))
     outcome = next(one for one in (run_job(corner, budget) for budget in budgets) if one.failure is not None)

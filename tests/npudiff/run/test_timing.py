@@ -68,6 +68,7 @@ def test_the_largest_cases_are_timed_and_no_other_after_the_time():
     assert timed_beside(job, others, seed=1, until=0.0) == []
 
 
+@pytest.mark.slow
 def test_a_check_times_what_holds(tmp_path):
     result = npudiff.check([slow, wrong], "int4_pack", examples=3, timed=True, output=tmp_path)
     timing = {one["implementation"]: one["timing"] for one in result.document["implementations"]}
@@ -79,6 +80,7 @@ def test_a_check_times_what_holds(tmp_path):
     assert npudiff.check(right, "int4_pack", examples=1, output=tmp_path).time_ratio is None
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it(cli, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import npudiff, time\nfrom npudiff.device.ascend import int4_pack\n"

@@ -205,6 +205,7 @@ def test_what_does_not_repeat_is_told_so(jobs):
     assert outcome.flaky
 
 
+@pytest.mark.slow
 def test_workers_say_the_same_and_run_no_batch_twice(jobs, toy):
     several = jobs((right, BOTH), (toy.wrong_above(300), BOTH), (right, ODD), (right, PLAIN))
     tasks = [*tasks_of(several), *tasks_of(jobs((right, BOTH), (right, ODD)))]

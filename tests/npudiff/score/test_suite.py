@@ -63,6 +63,7 @@ def found(command, tmp_path, *names):
     return [trial.found for trial in trials]
 
 
+@pytest.mark.slow
 def test_mutants_of_what_is_not_called_are_not_run(suite, tmp_path):
     (trial,) = run_suite(suite(GOOD, LENGTH=600, WINDOW=4), [MUTANTS["pages_128_wide"]], tmp_path, workers=1)
     assert not trial.found

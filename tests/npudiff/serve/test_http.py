@@ -71,6 +71,7 @@ def server():
     assert one.end() == 0
 
 
+@pytest.mark.slow
 def test_candidates_are_judged(server):
     status, said = server.ask("/check", {"id": "mine", "component": "int4_pack", "source": RIGHT, "examples": 5})
     assert (status, said["verdict"], said["id"]) == (200, "clean", "mine")
@@ -87,6 +88,7 @@ def test_what_is_no_request_is_refused(server):
     assert server.ask("/components/int4_pck")[0] == 400
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("token", [None, "", TOKEN[:-1], TOKEN + "x"])
 def test_nobody_gets_in_without_the_token(server, token):
     for path, message in (("/hello", None), ("/components", None), ("/check", {})):

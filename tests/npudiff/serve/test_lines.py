@@ -73,7 +73,7 @@ def test_what_cannot_be_judged_says_why(judge, source, problem):
     assert problem in said["problem"]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("body", "verdict", "text"),
     [
@@ -165,6 +165,7 @@ def test_a_candidate_that_prints_much_is_right_all_the_same(judge):
     assert judge.ask(talks, examples=5, call_seconds=2.0)["verdict"] == "clean"
 
 
+@pytest.mark.slow
 def test_time_is_told_beside_correctness(judge):
     slow = RIGHT.replace("    words = ", "    import time; time.sleep(0.02)\n    words = ")
     timing = judge.ask(slow, examples=2, timed=True)["implementations"][0]["timing"]

@@ -84,7 +84,7 @@ def scripts(tmp_path_factory):
     return {name: (wrong[name], said[str(wrong[name])], said[str(right[name])]) for name in wrong}
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ALL, *OF_CALLS])
 def test_the_script_gives_the_bits_that_were_wrong(scripts, name):
     folder, wrong, _ = scripts[name]
@@ -119,6 +119,7 @@ def test_what_is_written_is_read_and_has_checksums(scripts):
     assert {len(content["script_sha256"]), len(content["reproduce_sha256"])} == {64}
 
 
+@pytest.mark.slow
 def test_a_rejected_call_is_the_last_one_and_is_rejected_again(tmp_path):
     outcome = judged("extend_value_as_key_dim")
     ((_, folder),) = keep_findings(outcome, tmp_path)

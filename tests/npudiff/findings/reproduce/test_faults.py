@@ -69,6 +69,7 @@ def test_a_call_that_raised_and_was_caught_is_not_made_again(calls_of, lines, op
     assert "aten.mul.Tensor(x, 3)" in text
 
 
+@pytest.mark.slow
 def test_a_call_that_raises_fails_in_a_process_of_its_own(kept, alone):
     one = kept(lambda inputs, target: inputs.x.view(7, 7))
     done = alone(one.folder, "--device", "cpu")
@@ -106,6 +107,7 @@ def test_a_call_that_kills_the_process_is_the_last_one(kept, operator, isolation
     assert (one.folder / REPRODUCE_TENSORS).exists()
 
 
+@pytest.mark.slow
 def test_a_call_that_hangs_is_the_last_one(kept, operator, isolation, monkeypatch):
     monkeypatch.setattr("npudiff.findings.reproduce.HANG_SECONDS", 0.5)
     one = kept(lambda inputs, target: operator.hangs(inputs.x), isolation=isolation)
@@ -189,6 +191,7 @@ def poison_of(function):
     return called
 
 
+@pytest.mark.slow
 def test_an_input_that_is_written_to_is_said_to_be(kept, alone):
     def function(inputs, target):
         return inputs.x.mul_(2)

@@ -84,6 +84,7 @@ def test_a_kernel_that_is_compiled_has_a_script_too(cli, kernel, alone, tmp_path
     assert alone(folder).stdout.endswith("; all calls are torch's own: --device cpu makes them here\n")
 
 
+@pytest.mark.slow
 def test_without_a_card_it_says_so_in_a_line(kept, alone):
     done = alone(kept(wrong).folder)
     assert (done.returncode, done.stderr) == (2, "")

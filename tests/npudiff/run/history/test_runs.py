@@ -52,6 +52,7 @@ def test_no_trace_is_walked_twice(watched, tally):
     assert len({tuple(map(str, trace)) for trace in watched.traces}) == len(watched.traces)
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_is_the_components_or_the_budgets(watched, tally):
     for steps in (None, 5, 40):
         watched.traces = ()
@@ -180,6 +181,7 @@ def test_a_budget_of_seconds_stops_in_the_middle_of_a_run(tally):
     assert 5 < outcome.steps < 100
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_runs_more_than_the_default_number(tally):
     assert run_job(tally.job(), Budget(examples=None, seconds=3.0)).cases > 50
 

@@ -269,7 +269,7 @@ def _wait_for(condition, seconds):
         time.sleep(0.02)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_the_next_one_says_what_it_was_doing(killed, cli):
     _wait_for(lambda: not started_in(killed), 10)
     assert not started_in(killed)

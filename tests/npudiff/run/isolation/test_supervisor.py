@@ -110,7 +110,7 @@ def test_an_exception_is_confirmed_alone_as_well(supervised, tmp_path):
     assert (finding.verdict, finding.detail["error"]) == ("exception", "ValueError: of its own")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("fault", "verdict", "error"),
     [
@@ -136,6 +136,7 @@ def test_what_ends_a_batch_worker_is_shrunk_and_counted_and_the_next_job_is_judg
     assert pids[1][0] not in pids[0]
 
 
+@pytest.mark.slow
 def test_a_case_that_hangs_is_ended_by_the_clock(supervised, planted, right, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "npudiff.findings.reproduce.HANG_SECONDS", 0.1
@@ -166,6 +167,7 @@ def test_of_one_whose_first_call_hangs_no_other_property_waits_again(toy, isolat
     ]
 
 
+@pytest.mark.slow
 def test_a_hang_of_a_case_that_was_given_first_says_nothing_of_the_first_call(toy, isolation, planted, left):
     job = toy.job(planted(hangs=range(900, 1001)))
     budget = replace(BUDGET, examples=2, shrink=False, isolation=isolation)
@@ -221,6 +223,7 @@ def poisoning_of(outcome):
     return poisoning
 
 
+@pytest.mark.slow
 def test_a_case_that_poisons_is_found_among_those_of_its_job(supervised, planted, toy, tmp_path):
     drawn = []
     run_job(toy.job(lambda inputs, target: drawn.append(int(inputs.x[0])) or toy.double(inputs)), BUDGET)
@@ -258,6 +261,7 @@ def victim(toy, state):
     return made
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("raises", "error"), [(True, "507899"), (False, "wrong value")])
 def test_what_an_earlier_job_did_is_told_and_no_failure_is_made_of_it(
     supervised, right, spoiling, victim, tmp_path, raises, error
@@ -275,6 +279,7 @@ def test_what_an_earlier_job_did_is_told_and_no_failure_is_made_of_it(
     assert pids[2][0] not in pids[0] + pids[1]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("raises", "error"), [(True, "507899"), (False, "wrong value")])
 def test_the_case_of_an_earlier_job_that_did_it_is_named(supervised, toy, right, victim, state, raises, error):
     drawn = []
@@ -291,6 +296,7 @@ def test_the_case_of_an_earlier_job_that_did_it_is_named(supervised, toy, right,
     assert f'; after toy.mine1.equivalence: {{"numbers":{culprit}' in poisoning_of(outcome).error
 
 
+@pytest.mark.slow
 def test_a_wrong_value_that_is_none_alone_is_not_told_as_one(supervised, toy, state, tmp_path):
     def function(inputs, target):
         spoiled = state.get("spoiled", False)

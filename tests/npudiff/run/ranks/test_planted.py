@@ -81,6 +81,7 @@ def who_calls(text, what):
 SOME, THOUSAND = plan(60, 3, 1, 3), plan(1000, 20, 10, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [
     pytest.param(SOME, id="some"), pytest.param(THOUSAND, id="thousand", marks=pytest.mark.slow),
 ])  # fmt: skip

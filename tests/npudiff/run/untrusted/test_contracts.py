@@ -24,6 +24,7 @@ def hidden(code):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.slow
 def test_no_reference_is_there_and_every_contract_is():
     references = {}
     for name in component_names():

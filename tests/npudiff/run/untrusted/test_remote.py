@@ -178,6 +178,7 @@ def real(tmp_path_factory):
     nursery.close()
 
 
+@pytest.mark.slow
 def test_a_candidate_runs_under_the_profile_of_the_judge(real):
     with pytest.raises(RemoteError, match=r"^ValueError: pessimistic$"):
         real[1]["profile"](INPUTS, None)

@@ -73,7 +73,7 @@ IMPORTS = {
 }
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("what", IMPORTS)
 def test_what_would_reach_the_judge_when_it_is_imported_is_refused(judged, what):
     result = judged(IMPORTS[what] + "\n" + WRONG)
@@ -126,7 +126,7 @@ def all_calls(request, tmp_path_factory):
     return warm.run(*command, "--examples", "12", "--seed", "1", cwd=folder, timeout=300)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("what", CALLS)
 def test_whatever_it_does_in_a_call_is_a_finding(all_calls, what):
     assert all_calls.returncode == ExitCode.FINDINGS, all_calls
