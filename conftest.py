@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import re
@@ -29,6 +30,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
         with load_target("virtual", None).activate():
             pass
+
+
+def pytest_collection_finish() -> None:
+    """Look seldom through all that lives as long as the session: it took a twentieth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], 200)
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers select

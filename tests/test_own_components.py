@@ -37,7 +37,7 @@ def ran(*arguments, cwd, code=ExitCode.CLEAN):
     return said
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @by_operator
 def test_what_is_right_is_clean_and_every_bug_is_found(path, tmp_path):
     said = ran("check", "--component", path, "--target", "sim", "--seed", 1, cwd=tmp_path)
@@ -116,6 +116,7 @@ def never(subject, case):
 """
 
 
+@pytest.mark.slow
 def test_a_property_of_a_component_that_is_there(tmp_path):
     (tmp_path / "mine.py").write_text(PROPERTY)
     arguments = ("--component", "mine.py", "--impl", "native_rms_norm", "--examples", 10, "--target", "sim")

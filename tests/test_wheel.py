@@ -98,6 +98,7 @@ def repository(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_one_package_also_when_it_is_built_from_an_sdist(wheel, tmp_path):
     names = names_in(wheel)
     tops = {name.partition("/")[0] for name in names}
@@ -143,6 +144,7 @@ def test_properties_and_the_users_own_tests_run_in_one_pytest(wheel, install, re
     assert "7 passed" in tested.stdout
 
 
+@pytest.mark.slow
 def test_an_editable_install_is_the_checkout(install, repository):
     python = install("-e", ROOT)
     code = "import npudiff.{0}, sys; print(npudiff.{0}.__file__, *sorted(sys.modules))"

@@ -101,7 +101,7 @@ def test_it_supports_nothing_that_the_adapter_does_not_support_from_which_it_was
     assert item.constraints.inside(original(item).constraints, COMPONENTS[item.component].axes)
 
 
-@pytest.mark.few(149)
+@pytest.mark.few(60)
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_is_wrong_where_its_bug_is(item):
     pair, component = PAIRS[item.name], COMPONENTS[item.component]
@@ -121,7 +121,7 @@ def test_it_is_wrong_where_its_bug_is(item):
     assert not same_bits(right, run(item, pair.shows), "").holds
 
 
-@pytest.mark.few(223)
+@pytest.mark.few(90)
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_is_right_where_its_bug_is_not(item):
     pair = PAIRS[item.name]
@@ -132,6 +132,7 @@ def test_it_is_right_where_its_bug_is_not(item):
         assert prop is EQUIVALENCE or among_others(item, case, prop).failure is None, case
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("item", ONE_OF_EACH, ids=by_name)
 def test_it_is_found_within_the_default_budget_and_shrunk(item):
     """By the draws that CI has every time; those of any seed are looked for below, and all others by the score."""

@@ -38,7 +38,7 @@ def test_every_value_that_default_cases_have_can_be_asked_for(component):
     values = [component.values(case) for case in default_cases(component, 60)]
     for axis in component.axes:
         seen = sorted({value for used in values for value in used[axis]}, key=str)
-        for value in {seen[0], seen[-1], seen[len(seen) // 2]} if seen else ():
+        for value in {seen[0], seen[-1]} if seen else ():
             constraints = Constraints.of({axis: (value,)})
             found = drawn(component, constraints, 4)
             assert found, (axis, value)

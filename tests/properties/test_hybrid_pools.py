@@ -83,6 +83,7 @@ def test_every_step_that_is_drawn_makes_sense(drawn):
         assert 20 < len(trace.steps) < 60
 
 
+@pytest.mark.slow
 def test_every_kind_of_step_is_drawn_often(drawn):
     kinds = Counter(step.kind for trace in drawn for step in trace.steps)
     assert set(kinds) == {"allocate", *KINDS}
@@ -214,6 +215,7 @@ def test_storage_is_poison_and_tokens_are_not():
     assert opened.scale == 1 / math.sqrt(64)
 
 
+@pytest.mark.slow
 def test_the_tokens_of_a_case_come_in_their_order_whatever_the_steps():
     made = case(kv_heads=2, group=3, value_head_dim=128, seed=5)
     one, other = TokenSource(made), TokenSource(made)

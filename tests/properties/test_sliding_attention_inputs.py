@@ -134,6 +134,7 @@ def test_inputs_have_the_sizes_and_dtypes_of_the_case(case):
     assert inputs.kv_lengths == tuple(request.kv for request in case.requests)
 
 
+@pytest.mark.slow
 @DRAWN
 @given(cases(Constraints.of({"kv_length": range(600), "query_length": range(1, 65), "layout": ("PA_BSND",)})))
 def test_every_slot_that_a_table_names_and_no_row_may_read_is_poison(case):

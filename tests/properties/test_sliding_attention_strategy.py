@@ -117,6 +117,7 @@ def test_default_cases_can_be_built(default_cases):
         check_case(case)
 
 
+@pytest.mark.slow
 def test_default_cases_reach_every_region(default_cases):
     reached = {feature for case in default_cases for feature in features(case)}
     assert reached == {
@@ -201,6 +202,7 @@ def test_no_default_case_is_dear(default_cases):
         assert shortest(partial(sliding_attention, build_inputs(case)), enough=1.5) <= 1.5, case
 
 
+@pytest.mark.slow
 def test_drafts_of_the_sizes_that_kernels_have_are_drawn_more_often_than_their_neighbours():
     constraints = Constraints.of({"query_length": range(2, 9), "batch": (1,), "fully_masked_rows": ("none",)})
     sizes = [case.requests[0].query for case in drawn(constraints, 600)]

@@ -59,6 +59,7 @@ def drawn():
     return traces(16)
 
 
+@pytest.mark.slow
 def test_every_step_that_is_drawn_makes_sense(drawn):
     for trace in drawn:
         trace.check()

@@ -87,6 +87,7 @@ def test_a_library_for_each_name_and_a_function_for_each_symbol(packages, cache)
     assert through_another.aclrtGetSocName  # dlsym follows dependencies
 
 
+@pytest.mark.slow
 def test_a_function_that_is_not_simulated_fails_and_says_its_name(packages):
     runtime = ctypes.CDLL(str(build(*packages, "2.13.0") / RUNTIME))
     runtime.aclGetRecentErrMsg.restype = ctypes.c_char_p

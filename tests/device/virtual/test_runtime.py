@@ -53,6 +53,7 @@ def figures(runtime):
     return [value.value for value in values]
 
 
+@pytest.mark.slow
 def test_there_is_one_device(runtime):
     count, device = ctypes.c_uint32(), ctypes.c_int32()
     assert runtime.aclrtGetDeviceCount(ctypes.byref(count)) == 0

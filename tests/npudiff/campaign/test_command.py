@@ -97,6 +97,7 @@ def test_a_document_says_what_is_known(campaign, tmp_path):
     assert sum(one["cases"] for one in told["campaign"]["jobs"].values()) == sum(e["cases"] for e in rounds(result.log))
 
 
+@pytest.mark.slow
 def test_two_campaigns_do_not_share_a_folder(campaign, tmp_path, monkeypatch):
     from npudiff.campaign import log
 

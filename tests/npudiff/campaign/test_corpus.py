@@ -305,6 +305,7 @@ def test_a_corpus_that_cannot_be_read_ends_a_campaign_before_it_begins(campaign,
     assert "nobody is there" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_a_corpus_that_is_lost_later_is_told_and_ends_nothing(campaign, place, monkeypatch):
     from fsspec.implementations.memory import MemoryFileSystem

@@ -135,6 +135,7 @@ def test_results_are_written_as_junit_too(cli, tmp_path):
     assert failed.get("file") == "npudiff/device/mutants/swa_mask.py"
 
 
+@pytest.mark.slow
 def test_junit_says_what_else_fails_a_run(cli, monkeypatch, tmp_path):
     harmless = replace(swa_mask_eager, name="harmless", wrong="nothing", graph=False)
     monkeypatch.setattr("npudiff.run.discovery.built_in_implementations", lambda: [swa_mask_eager, harmless])
@@ -262,6 +263,7 @@ def test_a_defect_of_the_reference_ends_with_3_and_a_traceback(cli, patched_mask
     assert result.err.endswith("npudiff: internal error; please report it with the traceback above\n")
 
 
+@pytest.mark.slow
 def test_a_defect_of_the_reference_does_not_lose_what_was_found_before(cli, kernel, patched_mask):
     original = discovery.load_component("swa_mask").reference
 
@@ -306,6 +308,7 @@ def test_the_same_seed_prints_the_same(cli):
     assert masked(runs[0]) == masked(runs[1])
 
 
+@pytest.mark.slow
 def test_the_cann_profile_is_used(cli):
     sizes = {"window": 4, "page_size": 128, "head_dim": 128, "value_head_dim": 128, "recipe": "needle"}
     case = json.dumps({"requests": [{"query": 1, "kv": 40}], **sizes})

@@ -238,6 +238,7 @@ class _Small(io.BufferedWriter):
         return super().write(data)
 
 
+@pytest.mark.slow
 def test_a_finding_without_room_for_tensors_is_kept_without(cli, folder, monkeypatch):
     with monkeypatch.context() as patch:
         opened = os.fdopen
@@ -265,6 +266,7 @@ def test_a_score_that_cannot_be_written_is_told(cli, full_disk, command):
     assert result.err == "npudiff: could not be written: score.json, score.html, .npudiff/recorded.json" + NO_SPACE
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_is_one_line(cli, folder, monkeypatch):
     cli(*COMMANDS["check"])
 
@@ -367,6 +369,7 @@ def test_nobody_has_to_listen_to_errors(folder):
     assert b"0 findings" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_score_that_is_interrupted_keeps_and_tells_what_it_has(cli, folder, monkeypatch):
     real = trials_module._trial
     seen = []
@@ -391,6 +394,7 @@ def test_a_score_that_is_interrupted_keeps_and_tells_what_it_has(cli, folder, mo
     assert not (folder / "recorded.json").exists()  # a part is no measure for --expect
 
 
+@pytest.mark.slow
 def test_a_score_is_saved_while_it_runs(cli, folder, monkeypatch):
     monkeypatch.setattr(score_module, "SAVED_EVERY", 0.0)
     saved, real = [], score_module.write_file

@@ -51,6 +51,7 @@ def test_all_values_are_drawn_together_and_the_smallest_case_has_the_usual_ones(
     assert seen == {("0", "own"), ("0", "shared"), ("1", "own"), ("1", "shared")}
 
 
+@pytest.mark.slow
 def test_constraints_say_which_go_with_what():
     made = with_options(load_component("swa_mask"), OPTIONS)
     within = Constraints.of([{"FLAG": ("1",), "window": (3,)}, {"FLAG": ("0",), "pool": ("shared",), "window": (5,)}])
@@ -149,6 +150,7 @@ def mine(inputs, target):
     assert result.code == ExitCode.CLEAN, result.out
 
 
+@pytest.mark.slow
 def test_a_known_issue_may_name_an_option(cli, kernel, tmp_path):
     path = kernel(KERNEL)
     (tmp_path / "known_issues.toml").write_text(

@@ -76,6 +76,7 @@ def test_truncation_within_every_bound_is_a_finding(check, tmp_path):
     assert jobs["equivalence"]["held"] == jobs["equivalence"]["cases"] == 100
 
 
+@pytest.mark.slow
 def test_it_is_on_the_page_of_the_run(check, cli, tmp_path):
     check()
     assert cli("report", ".npudiff").code == ExitCode.CLEAN
@@ -84,6 +85,7 @@ def test_it_is_on_the_page_of_the_run(check, cli, tmp_path):
     assert "1 finding" in page
 
 
+@pytest.mark.slow
 def test_rounding_to_nearest_is_none(check):
     result, folder, _ = check(text=NEAREST)
     assert result.code == ExitCode.CLEAN, result.out
@@ -102,6 +104,7 @@ def test_a_replay_says_failed_until_it_is_fixed(check, cli, kernel):
     assert fixed.out.startswith("FIXED  swiglu.cut.equivalence: output, gain, over ")
 
 
+@pytest.mark.slow
 def test_a_replay_of_one_that_is_wrong_now(check, cli, kernel):
     _, folder, path = check()
     kernel(TOWARD_ZERO.replace("- 1)", "- 9)"))

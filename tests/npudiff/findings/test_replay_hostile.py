@@ -142,6 +142,7 @@ def test_a_million_requests_are_refused(cli, hostile):
     assert "bytes, at most" in result.out
 
 
+@pytest.mark.slow
 def test_a_relation_on_a_case_that_no_strategy_would_draw_is_an_answer(cli, hostile):
     for name in (
         "company_does_not_matter", "batch_order_does_not_matter", "prefix_hit_equals_cold", "padding_does_not_matter",
@@ -258,6 +259,7 @@ def overwritten(once, data):
     return replay(once.folder, [], None, None)
 
 
+@pytest.mark.slow
 @_FUZZ
 @given(_JSON)
 def test_an_arbitrary_document_is_an_answer(hostile_once, document):

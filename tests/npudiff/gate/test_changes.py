@@ -90,6 +90,7 @@ def order(result):
     return re.findall(r"npudiff\.swa_mask\.(\w+)\" name=\"equivalence\"", result.junit)
 
 
+@pytest.mark.slow
 def test_the_gate_runs_first_what_a_change_touches(gate, repository, tmp_path, monkeypatch):
     from npudiff.run import workers
 

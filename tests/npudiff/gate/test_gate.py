@@ -56,6 +56,7 @@ def test_a_known_issue_opens_it_and_hides_nothing_else(gate, known, tmp_path):
     assert "error    known issue swa_mask.bad where window=4: does not fail any more" in result.out
 
 
+@pytest.mark.slow
 def test_an_issue_of_a_whole_implementation_runs_it_only_to_see_that_it_still_fails(gate, known):
     known(("bad", ""))
     result = gate()
@@ -64,7 +65,7 @@ def test_an_issue_of_a_whole_implementation_runs_it_only_to_see_that_it_still_fa
     assert "FINDING" not in result.out
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("issue", "said"),
     [
@@ -116,6 +117,7 @@ def test_an_expired_issue_closes_it_and_hides_nothing(gate, known, soon, tmp_pat
 CASE = """case = '{"kv_lengths": [2], "window": 3, "spare": 3, "dtype": "int32", "column": false}'"""
 
 
+@pytest.mark.slow
 def test_a_case_of_an_issue_is_run_first(gate, known):
     known(("bad", ""))
     assert gate(examples=1).code == ExitCode.FINDINGS  # one case is too few to see that it still fails
@@ -214,7 +216,7 @@ def test_an_issue_that_cannot_be_is_refused_before_anything_runs(gate, known, mo
     assert said in result.err
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("more", ['target = ["npu"]', 'cann = "<8"', 'torch_npu = ">=2.6"', 'soc = "Ascend*"'])
 def test_an_issue_of_another_machine_hides_nothing_and_need_not_fail(gate, known, more):
     known(("bad", more), ("good", more))
@@ -457,6 +459,7 @@ def not_here(gate, tmp_path):
         yield patched
 
 
+@pytest.mark.slow
 def test_an_implementation_of_which_nothing_is_judged_closes_the_gate(gate, known, not_here):
     known(("bad", ""))
     result = gate("--no-isolate")

@@ -166,6 +166,7 @@ def test_a_report_in_junit_has_a_test_per_property_and_counts_them(result):
     assert "npudiff replay" in failed.find("failure").text
 
 
+@pytest.mark.slow
 def test_a_step_of_github_gets_annotations_and_a_summary(gate, monkeypatch, tmp_path, repository):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))

@@ -200,7 +200,7 @@ def test_a_direction_of_the_reference_is_measured():
     assert drifts["output", GAIN].score < 0
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_correct_roundings_stay_below_what_is_allowed(dtype):
     """Also where a job has thousands of cases, and nothing is left to cancel but what rounding itself does."""
@@ -231,6 +231,7 @@ def test_rows_of_one_case_are_no_independent_witnesses():
         assert not found(list(measured(comparisons).values()))
 
 
+@pytest.mark.slow
 def test_chance_does_not_reach_the_score():
     """What is allowed taken away, the score of symmetric errors is that of a sum of signs: 2,000 jobs of 50 cases."""
     generator = torch.Generator().manual_seed(7)

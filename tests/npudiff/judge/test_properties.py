@@ -214,6 +214,7 @@ def swa_mask():
 '''
 
 
+@pytest.mark.slow
 def test_a_finding_is_listed_written_and_replayed_as_any_other(cli, kernel, tmp_path):
     path = kernel(STATEFUL)
     shown = cli("list", "swa_mask").out

@@ -190,6 +190,7 @@ _NEARLY = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(DRAWN, max_examples=400)
 @given(st.sampled_from([SlidingAttentionCase, SwaMaskCase, Outer]), _JSON | _NEARLY)
 def test_arbitrary_json_is_a_case_or_a_value_error(kind, plain):

@@ -86,6 +86,7 @@ def test_cases_that_were_given_are_not_measured(toy):
     assert outcome.drifts == ()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_out_of_time_says_what_it_has_seen(toy):
     """As many cases as there is time for: over thousands of positive numbers, too high is too long as well."""
     outcome = run_job(toy.job(high(toy)), replace(BUDGET, examples=None, seconds=1.5))

@@ -129,6 +129,7 @@ def test_a_mutant_leaves_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_jobs_run_beside_each_other_in_processes_of_their_own(tmp_path):
     def slow(inputs, target):
         with (tmp_path / str(os.getpid())).open("a") as times:

@@ -96,6 +96,7 @@ def test_the_page_needs_nothing_and_escapes_what_it_is_given():
     assert '<td class="none">-' in text
 
 
+@pytest.mark.slow
 def test_the_command(cli, tmp_path):
     arguments = ("score", "swa_mask", "--mutant", "mask_minus_one", "--target", "sim", "--seeds", "2", "--workers", "1")
     result = cli(*arguments, "--baseline-seeds", "1", "--examples", "40")

@@ -64,6 +64,7 @@ def test_no_seed_is_begun_after_the_time_but_the_first(toy):
     assert [trial.seed for trial in found] == [5]
 
 
+@pytest.mark.slow
 def test_a_bug_of_every_number_is_everybodys(toy):
     table = by_method(trials(toy, toy.wrong_above(1)))
     blind = "ours, cosine"  # half of everything has the direction of everything
@@ -115,6 +116,7 @@ def test_what_is_kept_between_calls_is_kept_through_a_test(toy):
     assert table["npudiff"][0].prop != "equivalence"
 
 
+@pytest.mark.slow
 def test_a_right_implementation_is_asked_too(toy):
     made = job(toy, lambda inputs, target: toy.double(inputs) * (1 + 2e-4), "right", wrong=None)
     found = run_trials([made], seeds=(1, 2, 3), baseline_seeds=(1,), examples=60, workers=1)

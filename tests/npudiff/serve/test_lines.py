@@ -20,6 +20,7 @@ def judge():
     assert one.close()[0] == 0
 
 
+@pytest.mark.slow
 def test_a_right_candidate_is_clean_and_says_what_was_judged(judge):
     said = judge.ask(examples=20)
     assert said["verdict"] == "clean"
@@ -44,6 +45,7 @@ def test_a_wrong_one_is_told_with_all_that_helps_to_mend_it(judge):
     assert len({one["property"] for one in thorough["findings"]}) > 1
 
 
+@pytest.mark.slow
 def test_seeds_are_fresh_unless_one_is_given(judge):
     first, second = (judge.ask(examples=1)["run"]["seed"] for _ in range(2))
     assert first != second
@@ -73,7 +75,7 @@ def test_what_cannot_be_judged_says_why(judge, source, problem):
     assert problem in said["problem"]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "verdict", "text"),
     [
@@ -107,6 +109,7 @@ def test_what_fails_only_after_other_cases_says_so(judge):
     assert said["findings"][0]["detail"]["alone"] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_verdict_that_is_not_there_in_time_is_none(judge):
     slow = RIGHT.replace("    words = ", "    import time; time.sleep(0.2)\n    words = ")
     began = time.monotonic()
@@ -115,6 +118,7 @@ def test_a_verdict_that_is_not_there_in_time_is_none(judge):
     assert time.monotonic() - began < 6
 
 
+@pytest.mark.slow
 def test_several_are_judged_at_a_time_and_one_can_be_given_up(judge):
     slow = RIGHT.replace("    words = ", "    import time; time.sleep(0.2)\n    words = ")
     numbers = [judge.send(component="int4_pack", source=slow) for _ in range(3)]

@@ -59,6 +59,7 @@ def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(schema())
 
 
+@pytest.mark.slow
 def test_a_check_says_all_that_the_console_says_and_nothing_else_is_on_standard_output(checked, folder):
     assert checked["verdict"] == "findings"
     assert checked["problem"] == ""
@@ -77,6 +78,7 @@ def test_a_check_says_all_that_the_console_says_and_nothing_else_is_on_standard_
     assert {one["cause"] for one in checked["findings"]} == {0}
 
 
+@pytest.mark.slow
 def test_findings_are_replayed(checked, folder):
     said = ran(folder, "replay", ".npudiff/findings", "--impl", "wrong.py", code=1)
     assert {one["verdict"] for one in said["replays"]} == {"FAILED"}
@@ -85,6 +87,7 @@ def test_findings_are_replayed(checked, folder):
     assert [one["verdict"] for one in said["replays"]] == ["ERROR"]
 
 
+@pytest.mark.slow
 def test_a_gate_says_what_closes_it(folder):
     say = ["--impl", "wrong.py", "--examples", 5, "--rotating", "off", "--output", "gate"]
     said = ran(folder, "gate", "int4_pack", *say, code=1)

@@ -363,6 +363,7 @@ def test_copies_forget_and_views_remember():
     assert number(nz[2:]) == number(nz.t()) == number(nz.view(torch.int16)) == number(nz.detach()) == NZ
 
 
+@pytest.mark.slow
 def test_the_note_lives_as_long_as_the_storage_and_no_longer():
     nz = cast(matrix(16, 16), NZ)
     noted = weakref.ref(noted_format(nz))

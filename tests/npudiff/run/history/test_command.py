@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from npudiff.errors import ExitCode
 
 POOLS = '''
@@ -38,6 +40,7 @@ CASE = {
 }
 
 
+@pytest.mark.slow
 def test_pools_that_are_right_are_clean_and_their_steps_are_counted(cli, kernel):
     result = cli("check", "hybrid_pools", "--impl", kernel(RIGHT), "--target", "sim", "--examples", "9", "--seed", "1")
     assert result.code == ExitCode.CLEAN, result.out

@@ -279,7 +279,7 @@ def test_what_an_earlier_job_did_is_told_and_no_failure_is_made_of_it(
     assert pids[2][0] not in pids[0] + pids[1]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("raises", "error"), [(True, "507899"), (False, "wrong value")])
 def test_the_case_of_an_earlier_job_that_did_it_is_named(supervised, toy, right, victim, state, raises, error):
     drawn = []

@@ -58,6 +58,7 @@ def test_the_listing_says_that_ranks_compute_it(folder):
     assert "outputs: y of all ranks" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_candidate_that_is_not_trusted_is_refused(folder):
     component = folder / "named.py"
     component.write_text(MINE.replace('"row_parallel"', '"context_parallel"'), encoding="utf-8")

@@ -162,6 +162,7 @@ def test_what_was_begun_and_never_waited_for_is_no_answer_to_anything_else(ranke
     assert subject.run(ranked.Rows(torch.full((2, 1), 4.0)))["total"].tolist() == [[8.0], [8.0]]
 
 
+@pytest.mark.slow
 def test_calls_in_which_nobody_communicates_do_not_fill_the_lines(ranked):
     alone = ranked.subject(lambda part, target: part.rows.clone(), seconds=4.0)
     inputs = ranked.inputs(2)
@@ -186,6 +187,7 @@ def test_nothing_is_left_behind(ranked):
     assert len(os.listdir("/proc/self/fd")) <= files  # noqa: PTH208
 
 
+@pytest.mark.slow
 def test_the_ranks_that_live_on_are_not_too_many(ranked, monkeypatch):
     monkeypatch.setattr(groups, "MOST_RANKS", 4)
     subject = ranked.subject()
@@ -198,6 +200,7 @@ def test_as_many_devices_are_needed_as_ranks(ranked):
         ranked.subject(devices=lambda: 1).run(ranked.inputs(2))
 
 
+@pytest.mark.slow
 def test_ranks_end_with_the_target_that_had_them(ranked):
     def process(part, target):
         dist.all_reduce(part.rows.clone())

@@ -55,6 +55,7 @@ def test_what_judges_cannot_be_imported(module):
     assert "is not there for a candidate, which gets inputs and gives outputs" in result.stderr
 
 
+@pytest.mark.slow
 def test_nothing_that_computes_an_expected_value_is_needed_by_a_contract():
     needed = needed_by_contracts(FOLDER)
     for path in FOLDER.rglob("*.py"):

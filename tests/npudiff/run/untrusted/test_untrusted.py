@@ -47,6 +47,7 @@ def judged(cli, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_right_one_is_right_and_a_wrong_one_is_found_and_replayed(judged, cli, tmp_path):
     result = judged(RIGHT)
     assert result.code == ExitCode.CLEAN, result.out

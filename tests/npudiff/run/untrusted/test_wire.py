@@ -197,6 +197,7 @@ def test_a_file_that_is_cut_off_is_too_short_and_kills_nobody(file):
         unpack_outputs(told, file)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, database=None)
 @given(anything)
 def test_malformed_constraints_are_refused(plain):

@@ -92,7 +92,7 @@ def test_a_finding_is_named_by_its_folder(cli, only, tmp_path):
     assert finding.line == finding.symptom == json.loads((folder / "finding.json").read_text())["detail"]["line"]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_mutants_are_in_it(cli, only, workers):
     cli("self-test", "swa_mask", "--target", "sim", "--seed", "1", "--workers", workers)
