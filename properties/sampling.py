@@ -98,7 +98,7 @@ class SamplingCase(Case):
     )  # fmt: skip
     grammar: str = axis("tokens that a grammar allows", GRAMMARS, "none", shown="grammar: {}", region="grammar")
     bad_words: str = axis(
-        "words that must not be completed", BAD_WORDS, "none", drawn=(*BAD_WORDS[:1] * 3, *BAD_WORDS),
+        "words that must not be completed", BAD_WORDS, "none", drawn=("none", "none", "single", "begun", "begun"),
         applies=lambda case: case.grammar == "none" and case.vocabulary >= LEAST_WORDS and case.requests <= MOST_LISTS,
         shown="{} bad words",
         region="bad words",

@@ -15,6 +15,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.head_groups import has_many_pages, with_many
 from npudiff.properties._shared.illegal import illegal_batch
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.new_tokens import draw_few, last_rows, one_of, renamed, row_coordinates, rows_of
@@ -36,11 +37,16 @@ some of those that are listed lie behind the row, and count for nothing. none fo
 ORDERS = ("scattered", "rising", "falling")
 """In which order they are listed."""
 
-LONG = (*["no"] * 3, *["draft"] * 2)
+LONG = (*["no"] * 3, "draft", "deep")
 """How often one request has a long history, of which few keys are chosen: two cases in five."""
 
 RANK, ROPE = 512, 64
 """Elements of a latent and of a rotated key; no operator has others."""
+
+HEADS = (1, 2, 4, 8, 16, 3, 5, 12, 20, 32, 64, 128)
+
+MANY_CHOSEN = 128
+"""Chosen keys beyond which kernels go through them in parts."""
 
 MOST_ROWS = 2**10
 """Rows of all heads up to which a case may have more heads."""
@@ -82,7 +88,9 @@ class SparseAttentionCase(Case):
         "tokens per page", range(16, 1025, 16), 16, drawn=(16, 128, 48, 64, 128, 256), shown="page {}", always=True
     )
     heads: int = axis(
-        "query heads", range(1, 129), 1, drawn=(1, 2, 4, 8, 16, 3, 5, 12, 20, 32, 64, 128),
+        "query heads", range(1, 129), 1,
+        drawn=lambda case: with_many(HEADS, (32, 64, 80, 128), beside_many=case.chosen > MANY_CHOSEN
+                                     or has_many_pages([one.kv for one in case.requests], case.page_size)),
         affordable=lambda case, heads: heads * max(1, rows_of(case.requests)) <= MOST_ROWS
         and heads * max(1, rows_of(case.requests)) * case.chosen <= 8 * MOST_KEYS,
         shown="{} head(s)", always=True, region="several heads",

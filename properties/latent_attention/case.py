@@ -10,9 +10,10 @@ from hypothesis import assume
 from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
 from npudiff.model.constraints import Allowed, Box, Numbers, allows
 from npudiff.properties._shared import rows
+from npudiff.properties._shared.head_groups import has_many_pages, with_many
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.properties.sliding_attention.case import POISONS, SCALES, Request, SlidingAttentionCase
-from npudiff.properties.sliding_attention.requests import LONG, draw_requests
+from npudiff.properties.sliding_attention.requests import draw_requests
 from npudiff.reference.paged_kv import LAYOUTS
 from npudiff.text import listed
 
@@ -32,6 +33,11 @@ _SIZES = range(1, 2**12 + 1)
 
 SCORES = 2**19
 """Scores up to which a case may have more than one head."""
+
+LONG = (*["no"] * 24, *["draft"] * 3, *["prompt"] * 2, *["deep"] * 5)
+"""How often a request is long, as ``draw_requests`` takes it."""
+
+HEADS = (1, 2, 4, 8, 16, 3, 5, 12, 20, 32)
 
 MOST_HEADS = 256
 """Query heads that a case has at most where there is a choice."""
@@ -105,7 +111,10 @@ class LatentAttentionCase(Case):
         shown="page {}", always=True,
     )  # fmt: skip
     heads: int = axis(
-        "query heads", _SIZES, 1, drawn=(1, 2, 4, 8, 16, 3, 5, 12, 20, 32), affordable=_affords_heads,
+        "query heads", _SIZES, 1, affordable=_affords_heads,
+        drawn=lambda case: with_many(
+            HEADS, (17, 32, 64, 128), beside_many=has_many_pages([one.kv for one in case.requests], case.page_size)
+        ),
         shown="{} head(s)", always=True, region="several heads",
     )  # fmt: skip
     rank: int = axis("elements of a latent", _SIZES, 512, drawn=(512, 512, 512, 64, 80), shown="latent {}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
 from npudiff.model.constraints import Box, Numbers
 from npudiff.properties._shared import rows
+from npudiff.properties._shared.head_groups import has_many_pages, with_many
 from npudiff.properties._shared.new_tokens import draw_few, rows_of
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.properties.sliding_attention.case import POISONS, SCALES, Request, SlidingAttentionCase
@@ -32,7 +33,7 @@ BLIND_ROWS = ("none", "empty")
 HEAD_DIMS = range(32, 513, 32)
 """Head dims fill strips of 32 integers, as operators ask."""
 
-LONG = (*["no"] * 5, "draft")
+LONG = (*["no"] * 9, "draft", "deep", "deep")
 """How often one request has a long history, unless something else is far: half of those have more than 4,096 tokens,
 and cost twice as much as others."""
 
@@ -47,6 +48,8 @@ MOST_SCORES = 2**17
 
 MOST_HEADS = 256
 """Query heads that a case has at most; operators take no more."""
+
+GROUPS = (1, 1, 2, 3, 4, 5, 7, 8, 10, 13)
 
 POOL_ELEMENTS = 2**18
 """Integers of keys up to which a case may have more KV heads, or wider ones."""
@@ -100,7 +103,10 @@ class QuantisedKvAttentionCase(Case):
         ), shown=lambda case: f"heads {case.heads}:{case.kv_heads}", always=True,
     )  # fmt: skip
     group: int = axis(
-        "query heads per KV head", range(1, 65), 1, drawn=(1, 1, 2, 3, 4, 5, 7, 8, 10, 13), shown="",
+        "query heads per KV head", range(1, 65), 1, shown="",
+        drawn=lambda case: with_many(
+            GROUPS, (16, 17, 32, 64), beside_many=has_many_pages([one.kv for one in case.requests], case.page_size)
+        ),
         affordable=lambda case, group: _affords_heads(case, case.kv_heads * group), region="grouped heads",
     )  # fmt: skip
     head_dim: int = axis(

@@ -26,8 +26,14 @@ MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300, 513)
 LONG_PROMPTS = (1025, 2047, 2048, 2049, 2049, 2304)
 LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 70_001, 70_001, 131_072, 131_073)
 
-LONG = (*["no"] * 32, *["draft"] * 4, *["prompt"] * 2)
-"""How often one request of a case has a long history (a draft), or is a prompt around the size of compressed masks."""
+DEEP_HISTORIES, DEEP_PAGES = (545, 1025, 2049), (32, 33, 40, 65)
+"""Tokens, and whole pages before the last one: more than kernels hold at once, and few enough keys for many heads."""
+
+MOST_DEEP = 2**13
+
+LONG = (*["no"] * 32, *["draft"] * 4, *["prompt"] * 2, *["deep"] * 3)
+"""How often one request of a case has a long history (a draft), is a prompt around the size of compressed masks, or has
+a history of some thousand tokens in a batch of decodes."""
 
 MAX_QUERY = 2**12
 MAX_LISTED = 512
@@ -120,7 +126,7 @@ def draw_requests(
     )
     batch = choose.pick(_batches(choose, box, page_size, heads))
     blind = choose.value(box, "fully_masked_rows", (*("none",) * 3, "empty", "any", "any"))
-    kind = choose.pick(("decode", "extend", "mixed"))
+    kind = choose.pick(("decode", "extend", "mixed") if long != "deep" else ("decode",))
     special = _draw_request(choose, lengths, kind if long == "no" else long, blind)
     if not allows(box.get("ragged", (True,)), True):
         lengths = replace(lengths, query=(special.query,))
@@ -204,6 +210,7 @@ def _query_options(lengths: Lengths, kind: str, blind: str) -> Sequence[Options]
     options = {
         "decode": [decode],
         "draft": [decode, few or many],
+        "deep": [decode, few or many],
         "extend": [few or many, many or few],
         "prompt": [many or few],
         "mixed": [decode, few or many, many or few],
@@ -217,12 +224,18 @@ def _kv_options(lengths: Lengths, query: int, kind: str, blind: str) -> Sequence
     if blind != "none":
         return [totals, totals[-1:], totals[:WAYS_DOWN]]
     affordable = cheap(totals, lambda kv: lengths.scores(query, kv))
-    far = ordered(intersection(LONG_HISTORIES, affordable))
+    far = ordered(intersection(_deep(lengths) if kind == "deep" else LONG_HISTORIES, affordable))
     small = ordered(intersection(range(query, query + 3 * lengths.page_size), affordable))
-    if kind == "draft" and far:
+    if kind in ("draft", "deep") and far:
         return [long_after_short(far, small)]
     near = ordered(intersection(sorted(_borders(lengths, query)), affordable))
     return [options for options in (small, near, near) if options] or [affordable]
+
+
+def _deep(lengths: Lengths) -> Sequence[int]:
+    ends = (1, lengths.page_size // 2 + 1, lengths.page_size)
+    pages = [before * lengths.page_size + last for before in DEEP_PAGES for last in ends]
+    return sorted({*DEEP_HISTORIES, *(total for total in pages if total < MOST_DEEP)})
 
 
 def _borders(lengths: Lengths, query: int) -> set[int]:

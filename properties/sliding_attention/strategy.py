@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from npudiff.draw.cases import Chooser
 from npudiff.model.constraints import Box, Constraints, allows, least
 from npudiff.properties._shared.head_dims import split_head_dims
+from npudiff.properties._shared.head_groups import has_many_pages, with_many
 from npudiff.properties._shared.rows import ROWS
 from npudiff.properties._shared.slots import PAGE_ORDERS
 from npudiff.properties.sliding_attention.case import (
@@ -26,6 +27,7 @@ from npudiff.properties.sliding_attention.requests import LONG, draw_requests
 PAGE_SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
 KV_HEADS = (1, 2, 3)
 GROUPS = (1, 1, 2, 3, 5, 6, 7, 8, 13)
+MANY = (16, 17, 32, 64)
 WINDOWS = (1, 2, 3, 4, 15, 16, 17, 31, 33, 64, 127, 128, 129, 512, 513, 4096)
 SEEDS = (range(1), *[range(1, 4096)] * 6)  # 0 stands alone so that shrinking meets it first
 
@@ -68,7 +70,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     requests = draw_requests(choose, box, page_size, window, _fewest_heads(box), long)
     head_dim, value_head_dim = split_head_dims(choose.value(box, "head_dims", DIMS))
     kv_heads = choose.pick(_kv_heads(choose, box, requests, page_size, head_dim + value_head_dim))
-    group = choose.pick(_groups(choose, box, requests, kv_heads))
+    group = choose.pick(_groups(choose, box, requests, page_size, kv_heads))
     sinks = choose.value(box, "sinks", (False, True))
     recipe = choose.value(box, "recipe", (*RECIPES, *RECIPES[1:2] * 5) if long == "draft" else RECIPES)
     layout = choose.value(box, "layout", _layouts(head_dim, value_head_dim))
@@ -114,9 +116,10 @@ def _kv_heads(choose: Chooser, box: Box, requests: Sequence[Request], page_size:
     return _up_to_most_scores(options, requests, least(box.get("group", GROUPS)))
 
 
-def _groups(choose: Chooser, box: Box, requests: Sequence[Request], kv_heads: int) -> Sequence[int]:
+def _groups(choose: Chooser, box: Box, requests: Sequence[Request], page_size: int, kv_heads: int) -> Sequence[int]:
     scores = kv_heads * sum(request.query * request.kv for request in requests)
-    defaults = [group for group in GROUPS if group == 1 or group * scores <= SCORES]
+    usual = with_many(GROUPS, MANY, beside_many=has_many_pages([one.kv for one in requests], page_size))
+    defaults = [group for group in usual if group == 1 or group * scores <= SCORES]
     options = choose.options(box, "group", defaults)
     if choose.far:
         options = [
