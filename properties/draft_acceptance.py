@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -111,7 +112,10 @@ class DraftAcceptanceCase(Case):
 def build_inputs(case: DraftAcceptanceCase) -> DraftAcceptanceInputs:
     """Build the inputs of a case."""
     total, requests, size = sum(case.lengths), len(case.lengths), case.vocabulary
-    logits = Stream(case.seed, "target").normal((total, size), torch.float32)
+    logits, missing = Stream(case.seed, "target").normal((total, size), torch.float32), _missing(case)
+    # -1 taken for an index is the last token: it is the likely one of each other row without a draft.
+    of_the_last = missing.nonzero().flatten()[::2]
+    logits[of_the_last, -1] = logits[of_the_last].amax(dim=-1) + 1.0
     noise = Stream(case.seed, "draft").normal((total, size), torch.float32)
     draft = torch.softmax(logits + noise * _DISTANCE[case.likeness], -1)
     target = torch.softmax(logits * 1.5 if case.likeness == "near" else logits, dim=-1)
@@ -122,7 +126,7 @@ def build_inputs(case: DraftAcceptanceCase) -> DraftAcceptanceInputs:
         target = torch.zeros_like(target).scatter(1, logits.argmax(dim=-1, keepdim=True), 1.0)
     if case.likeness == "same":
         draft = target.clone()
-    drafted = _drafted(case, logits, draft)
+    drafted = _drafted(case, logits, draft).masked_fill(missing, -1)
     if case.missing == "massless":
         rows_without = torch.arange(0, total, 2)
         draft[rows_without, drafted[rows_without].long()] = 0.0
@@ -159,15 +163,19 @@ def _drafted(case: DraftAcceptanceCase, logits: torch.Tensor, draft: torch.Tenso
         torch.searchsorted(draft.double().cumsum(dim=-1), level.unsqueeze(1)).squeeze(1).clamp(max=case.vocabulary - 1)
     )
     likely = torch.from_numpy(Stream(case.seed, "likely").random_uint64(total) % 2 == 0)
-    tokens = torch.where(likely, logits.argmax(dim=-1), drawn).to(torch.int32)
-    start, numbers = 0, Stream(case.seed, "missing").integers(0, 3, total)
-    for length in case.lengths:
-        for place in range(start, start + length):
-            last = place == start + length - 1
-            if (case.missing == "last" and last) or (case.missing == "some" and numbers[place] == 0):
-                tokens[place] = -1
-        start += length
-    return tokens
+    return torch.where(likely, logits.argmax(dim=-1), drawn).to(torch.int32)
+
+
+def _missing(case: DraftAcceptanceCase) -> torch.Tensor:
+    """Bool ``[tokens]``: which were not drafted."""
+    total = sum(case.lengths)
+    missing = torch.zeros(total, dtype=torch.bool)
+    if case.missing == "last":
+        ends = itertools.accumulate(case.lengths)
+        missing[[end - 1 for end, length in zip(ends, case.lengths, strict=True) if length]] = True
+    if case.missing == "some":
+        missing = torch.tensor(Stream(case.seed, "missing").integers(0, 3, total), dtype=torch.int64) == 0
+    return missing
 
 
 def coordinates(inputs: DraftAcceptanceInputs, output: str) -> Mapping[str, torch.Tensor]:
