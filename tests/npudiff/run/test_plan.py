@@ -179,8 +179,8 @@ def test_a_component_whose_cases_cost_much_gets_fewer_except_for_mutants():
 def test_all_that_is_built_in_gets_a_part_of_the_usual_cases_on_a_simulator():
     whole = make_plan(Request(target="sim", mutants=1))
     equivalence = next(job for job in whole.jobs if job.subject.component.name == "swa_mask")
-    assert whole.usual_examples == 40
-    assert whole.budget(equivalence).examples == 40
+    assert whole.usual_examples == 20
+    assert whole.budget(equivalence).examples == 20
     assert {whole.budget(job).examples for job in whole.mutants if job.prop is EQUIVALENCE} == {100, 35}  # of a history
     assert replace(whole, target=replace(whole.target, device="npu")).usual_examples == 100
     assert make_plan(Request(target="sim", mutants=1, hypothesis_profile="ci")).usual_examples == 100
