@@ -105,7 +105,9 @@ class SamplingCase(Case):
     )  # fmt: skip
     draws: bool = axis("whether a token is drawn", (False, True), False, drawn=(False, True, True), shown="draws",
                        region="draws")  # fmt: skip
-    recipe: str = axis("how the logits are made", RECIPES, "gaussian", region="{}")
+    recipe: str = axis(
+        "how the logits are made", RECIPES, "gaussian", drawn=(*RECIPES, "ties", "ties"), region="{}"
+    )  # fmt: skip
     rows: str = rows.axis(several="requests")
     seed: int = seed()
 
