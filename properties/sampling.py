@@ -96,7 +96,10 @@ class SamplingCase(Case):
         "whether requests ask for different things", (False, True), False,
         applies=lambda case: case.requests > 1, shown="mixed", region="mixed",
     )  # fmt: skip
-    grammar: str = axis("tokens that a grammar allows", GRAMMARS, "none", shown="grammar: {}", region="grammar")
+    grammar: str = axis(
+        "tokens that a grammar allows", GRAMMARS, "none", drawn=("none", *GRAMMARS), shown="grammar: {}",
+        region="grammar",
+    )  # fmt: skip
     bad_words: str = axis(
         "words that must not be completed", BAD_WORDS, "none", drawn=("none", "none", "single", "begun", "begun"),
         applies=lambda case: case.grammar == "none" and case.vocabulary >= LEAST_WORDS and case.requests <= MOST_LISTS,
@@ -167,9 +170,14 @@ def _exponential(case: SamplingCase) -> torch.Tensor:
 
 
 def _bad_words(case: SamplingCase) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Words of each request, of which some are one token short of being complete."""
+    """Words of each request, of which some are one token short of being complete.
+
+    Of each other request that is the token which would be drawn: filters leave most others out as well.
+    """
     outputs = _tokens(case, "output").tolist() if case.history else [[]] * case.requests
-    chosen = _words(case, "bad words", case.requests, 4).tolist()
+    numbers = _words(case, "bad words", case.requests, 4)
+    numbers[::2, 1] = _logits(case)[::2].argmax(dim=1)
+    chosen = numbers.tolist()
     return tuple(_words_of(case, *both) for both in zip(outputs, chosen, strict=True))
 
 
