@@ -77,16 +77,21 @@ def fused_qk_norm_rope(inputs: FusedQkNormRopeInputs) -> dict[str, Expected]:
     _validate(inputs)
     keys = inputs.kv_heads * inputs.head_dim
     query, key, value = torch.split(inputs.qkv, [inputs.query_columns, keys, keys], dim=1)
-    query, key, value = (one.unflatten(1, (-1, inputs.head_dim)) for one in (query, key, value))
+    query, key, value = (_by_head(one, inputs.head_dim) for one in (query, key, value))
     gate = query[:, :0]
     if inputs.gated:
-        query, gate = query.unflatten(1, (inputs.heads, 2)).unbind(dim=2)
+        query, gate = query.reshape(len(query), inputs.heads, 2, inputs.head_dim).unbind(dim=2)
     return {
         "query": _turned(inputs, query, inputs.query_weight, inputs.query_bias),
         "key": _turned(inputs, key, inputs.key_weight, inputs.key_bias),
         "value": exactly(value),
         "gate": exactly(gate),
     }
+
+
+def _by_head(columns: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Return ``[tokens, heads, head_dim]``, of no tokens too."""
+    return columns.reshape(len(columns), columns.shape[1] // head_dim, head_dim)
 
 
 def _turned(
