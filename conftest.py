@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import importlib.util
 import os
 import re
+import sys
 
 import pytest
 
@@ -37,6 +40,13 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*gc.get_threshold()[:2], 200)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Begin the next module as a small process: some fork it hundreds of times, each as long as it is large."""
+    if nextitem is not None and nextitem.path != item.path and sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # of another libc than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers select
