@@ -172,7 +172,7 @@ def _exponential(case: SamplingCase) -> torch.Tensor:
 def _bad_words(case: SamplingCase) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Words of each request, of which some are one token short of being complete.
 
-    Of each other request that is the token which would be drawn: filters leave most others out as well.
+    Of each other request that is its likeliest token: filters leave most others out as well.
     """
     outputs = _tokens(case, "output").tolist() if case.history else [[]] * case.requests
     numbers = _words(case, "bad words", case.requests, 4)

@@ -34,8 +34,7 @@ HEAD_DIMS = range(32, 513, 32)
 """Head dims fill strips of 32 integers, as operators ask."""
 
 LONG = (*["no"] * 9, "draft", "deep", "deep")
-"""How often one request has a long history, unless something else is far: half of those have more than 4,096 tokens,
-and cost twice as much as others."""
+"""How often one request has a long history, unless something else is far, as ``draw_requests`` takes it."""
 
 MOST_NEW = 400
 """New tokens of all requests where there is a choice: one or a draft each of hundreds, or a chunk of some."""

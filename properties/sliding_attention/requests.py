@@ -30,6 +30,7 @@ DEEP_HISTORIES, DEEP_PAGES = (545, 1025, 2049), (32, 33, 40, 65)
 """Tokens, and whole pages before the last one: more than kernels hold at once, and few enough keys for many heads."""
 
 MOST_DEEP = 2**13
+"""Tokens of such a history at most."""
 
 LONG = (*["no"] * 32, *["draft"] * 4, *["prompt"] * 2, *["deep"] * 3)
 """How often one request of a case has a long history (a draft), is a prompt around the size of compressed masks, or has

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 
 import pytest
+
+from shortest import shortest
 
 pytestmark = [
     pytest.mark.virtual,
@@ -581,14 +582,6 @@ def test_a_replayed_kernel_costs_no_more_than_an_eager_one():
 
     graph, _ = captured(chain)
 
-    def shortest(function):
-        times = []
-        for _ in range(15):
-            started = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - started)
-        return min(times)  # others may use the machine
-
-    ratio = shortest(graph.replay) / shortest(chain)
+    ratio = shortest(graph.replay, 15) / shortest(chain, 15)
     print(f"replayed / eager: {ratio:.2f}")
     assert ratio <= 1

@@ -11,7 +11,7 @@ from shortest import shortest
 pytestmark = pytest.mark.virtual
 
 ASKED = 100e-6
-"""On an idle machine: 90 to 116 microseconds were measured on one that is slow at times, with the same code."""
+"""Of an idle machine. The same code took 90 to 133 microseconds on one whose speed changes: by day more is let pass."""
 
 
 def calls(place):
