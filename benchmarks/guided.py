@@ -26,7 +26,7 @@ from npudiff.judge.judge import EQUIVALENCE, LocalJudge
 from npudiff.model.case import declaration
 from npudiff.model.component import ImplementationRaised, NotApplicable
 from npudiff.model.job import Budget, Job
-from npudiff.run.engine import draw_cases
+from npudiff.run.drawing import draw_cases
 from npudiff.run.guidance import Guide
 from npudiff.run.plan import Request, make_plan
 

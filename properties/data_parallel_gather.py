@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import assume
 
-from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
+from npudiff.draw.cases import Case, Chooser, assume, axis, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, Outputs, relation
 from npudiff.model.component import Component

@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import assume
 
-from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed, within
+from npudiff.draw.cases import Case, Chooser, assume, axis, derived, part, seed, within
 from npudiff.draw.data import Stream
 from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, Outputs, relation, rows_taken

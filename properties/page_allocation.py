@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import assume
 
-from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed, within
+from npudiff.draw.cases import Case, Chooser, assume, axis, choice, derived, part, seed, within
 from npudiff.judge.compare import compare
 from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import assume
 
-from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed
+from npudiff.draw.cases import Case, Chooser, assume, axis, choice, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare, same_bits
 from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject

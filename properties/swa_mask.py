@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import assume
 
-from npudiff.draw.cases import Case, Chooser, axis, derived, part, within
+from npudiff.draw.cases import Case, Chooser, assume, axis, derived, part, within
 from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation, rows_taken
 from npudiff.model.component import Component

@@ -14,6 +14,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from npudiff.draw.chooser import Chooser, assume
+from npudiff.draw.chosen import chosen, draw_of
 from npudiff.errors import UsageError
 from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.case import OPTION
@@ -97,21 +99,33 @@ def _strategy(
     component: Component, options: Options, case_type: type, constraints: Constraints
 ) -> st.SearchStrategy[AnyCase]:
     """Draw the values of options, and then a case within the boxes that have them."""
-    choices = list(_choices(options, constraints))
+    values, strategies = [], []
+    for its, within in _choices(options, constraints):
+        values.append(its)
+        strategies.append(component.strategy(within))
+    draws = [draw for strategy in strategies if (draw := draw_of(strategy)) is not None]
+    places = range(len(values))
+
+    def with_values(place: int, case: AnyCase) -> AnyCase:
+        return case_type(**_fields(case), **values[place])
+
+    def draw_one(choose: Chooser) -> AnyCase:
+        assume(values)
+        place = choose.pick(places)
+        return with_values(place, draws[place](choose))
 
     @st.composite
     def cases(draw: st.DrawFn) -> AnyCase:
-        values, within = draw(st.sampled_from(choices))
-        drawn = draw(component.strategy(within))
-        return case_type(**_fields(drawn), **values)
+        place = draw(st.sampled_from(places))
+        return with_values(place, draw(strategies[place]))
 
-    return cases()
+    return chosen(draw_one) if len(draws) == len(values) else cases()
 
 
 def _choices(options: Options, constraints: Constraints) -> Iterator[tuple[dict[str, str], Constraints]]:
     """Yield the values that options can have together, the usual ones first, and what is allowed beside them."""
-    for chosen in itertools.product(*options.values()):
-        values = dict(zip(options, chosen, strict=True))
+    for chosen_values in itertools.product(*options.values()):
+        values = dict(zip(options, chosen_values, strict=True))
         boxes = tuple(_without(box, options) for box in constraints.boxes if _allows(box, values))
         if boxes:
             yield values, Constraints(boxes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def hypothesis_settings(
     memory: Path | None,
     shared: Path | None = None,
     steps: int = 1,
+    begin: ExampleDatabase | None = None,
+    generate: bool = True,
 ) -> settings:
     """Return Hypothesis settings for one job.
 
@@ -83,15 +85,19 @@ def hypothesis_settings(
         Folder in which others remember theirs, which are tried as well; it is not written.
     steps : int
         Steps of each run of a state machine.
+    begin : ExampleDatabase, optional
+        Cases to begin with.
+    generate : bool
+        Whether other cases are drawn than those that are remembered, or to begin with.
     """
-    phases: Sequence[Phase] = [Phase.reuse, Phase.generate, Phase.shrink] if shrink else [Phase.reuse, Phase.generate]
+    wanted = {Phase.reuse: True, Phase.generate: generate, Phase.shrink: shrink}
     return settings(
         max_examples=examples,
         stateful_step_count=steps,
-        database=None if deterministic else _database(memory, shared),
+        database=_database(begin, None if deterministic else memory, None if deterministic else shared),
         deadline=None,
         derandomize=deterministic and not seeded,
-        phases=phases,
+        phases=[phase for phase, is_wanted in wanted.items() if is_wanted],
         report_multiple_bugs=False,
         print_blob=False,
         verbosity=Verbosity.quiet,
@@ -100,12 +106,12 @@ def hypothesis_settings(
     )
 
 
-def _database(memory: Path | None, shared: Path | None) -> ExampleDatabase | None:
-    mine = [] if memory is None or _is_strange(memory) else [DirectoryBasedExampleDatabase(memory)]
-    theirs = [] if shared is None or not shared.is_dir() or _is_strange(shared) else [
-        ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared))
-    ]  # fmt: skip
-    databases: list[ExampleDatabase] = [*mine, *theirs]
+def _database(begin: ExampleDatabase | None, memory: Path | None, shared: Path | None) -> ExampleDatabase | None:
+    databases = [] if begin is None else [begin]
+    if memory is not None and not _is_strange(memory):
+        databases.append(DirectoryBasedExampleDatabase(memory))
+    if shared is not None and shared.is_dir() and not _is_strange(shared):
+        databases.append(ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared)))
     return MultiplexedDatabase(*databases) if len(databases) > 1 else next(iter(databases), None)
 
 

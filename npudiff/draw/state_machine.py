@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine, initialize
 
-from npudiff.draw.cases import SOURCE, Chooser
+from npudiff.draw.chooser import SOURCE, Chooser
 from npudiff.model.anything import AnyCase, AnyStep
 from npudiff.model.component import TraceListener
 from npudiff.model.constraints import Constraints
@@ -45,7 +45,7 @@ class Machine(RuleBasedStateMachine):
     @initialize(source=SOURCE)
     def begin(self, source: Random) -> None:
         """Draw the opening and begin the trace."""
-        self.choose = Chooser.of(source)
+        self.choose = Chooser(source)
         self.case = self.opening()
         self._listener.begin(self.case)
 

@@ -1,7 +1,7 @@
 """The loop: cases of one job are drawn, judged and counted, and the first that fails is made smaller.
 
-``run_job`` draws cases, ``run_case`` and ``run_cases`` judge given ones. Hypothesis decides which cases come, and when
-to stop. ``CaseRun`` has each judged and keeps the account; ``TraceRun`` does for a component with a history.
+``run_job`` has cases drawn (``npudiff.run.drawing``), ``run_case`` and ``run_cases`` judge given ones. ``CaseRun`` has
+each judged and keeps the account; ``TraceRun`` does for a component with a history.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given
 from hypothesis import seed as with_seed
 from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from npudiff.draw.cases import usual_sizes
-from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings, without_constants_of_code
+from npudiff.draw.presets import hypothesis_settings, without_constants_of_code
 from npudiff.draw.simpler import simpler_cases
 from npudiff.judge.drift import DriftMeter, found, measures_drift
-from npudiff.judge.judge import EQUIVALENCE, Judge, LocalJudge
+from npudiff.judge.judge import Judge, LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, History, ImplementationRaised, NotApplicable
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
+from npudiff.run.drawing import Fails, draw_cases
 from npudiff.run.guidance import Guide, guide_of
 
 SHRINK_SECONDS = 30.0
@@ -37,7 +36,6 @@ MOST_SIMPLER = 100
 """Cases that are tried to make one simpler that Hypothesis cannot. They are counted and not timed, so that a seed gives
 the same case again."""
 
-
 REPEATED = 3
 """Times that the smallest failing case is run again, to tell whether it always fails."""
 
@@ -45,44 +43,11 @@ NO_CASE = "no case could be drawn"
 """The reason of a job that has none."""
 
 
-class Fails(Exception):
-    """A case fails."""
-
-
 class Stop(BaseException):
-    """Ends a Hypothesis run at once: the budget is used up, or shrinking has taken long enough."""
+    """Ends a run at once, one of Hypothesis as well: the budget is used up, or shrinking has taken long enough."""
 
 
 Progress = Callable[[Outcome], None]
-
-
-def draw_cases(job: Job, budget: Budget, each: Callable[[AnyCase], None]) -> None:
-    """Have Hypothesis draw the cases of a job, and shrink the first for which ``each`` raises.
-
-    Raises
-    ------
-    Unsatisfiable
-        If no case can be drawn.
-    """
-    seed = budget.seed_of(job)
-
-    def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
-        each(case)
-
-    configured = hypothesis_settings(
-        budget.examples or UNBOUNDED_EXAMPLES,
-        deterministic=budget.deterministic,
-        seeded=seed is not None,
-        shrink=budget.shrink,
-        memory=budget.example_database_of(job),
-        shared=budget.shared_database_of(job),
-    )
-    wrapped = given(case=job.subject.component.strategy(job.drawn_within))(test)
-    run = configured(
-        wrapped if seed is None else with_seed(seed)(wrapped)
-    )  # a seed that came later would take the memory
-    with without_constants_of_code(), contextlib.nullcontext() if job.prop is EQUIVALENCE else usual_sizes():
-        run()
 
 
 class CaseRun:
@@ -122,7 +87,7 @@ class CaseRun:
         over = budget.seconds is not None and self.seconds > budget.seconds
         return over or (budget.until is not None and time.monotonic() > budget.until)
 
-    def with_hypothesis(self) -> None:
+    def draw(self) -> None:
         """Draw cases and run them."""
         draw_cases(self.outcome.job, self.budget, self.case)
 
@@ -323,7 +288,7 @@ class TraceRun(CaseRun):
         self._place = self._seen
         self._applies, self._counted = True, False
 
-    def with_hypothesis(self) -> None:
+    def draw(self) -> None:
         """Run the state machine until there were enough runs, or one fails."""
         budget = self.budget
         configured = hypothesis_settings(
@@ -503,7 +468,7 @@ def run_job(
             if guide is not None:
                 run.with_guide(guide)
             elif budget.examples != 0:
-                run.with_hypothesis()
+                run.draw()
         except (Fails, Stop):
             if budget.shrink and history is None:
                 with contextlib.suppress(Stop):

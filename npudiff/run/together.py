@@ -22,7 +22,8 @@ from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import Component, ExpectedOutput
 from npudiff.model.fingerprint import fingerprint
 from npudiff.model.job import Budget, Job, Outcome
-from npudiff.run.engine import NO_CASE, CaseRun, Fails, Progress, Stop, conclude, draw_cases
+from npudiff.run.drawing import Fails, draw_cases
+from npudiff.run.engine import NO_CASE, CaseRun, Progress, Stop, conclude
 from npudiff.run.messages import Task
 
 

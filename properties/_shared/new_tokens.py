@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from hypothesis import assume
 
-from npudiff.draw.cases import Chooser
+from npudiff.draw.cases import Chooser, assume
 from npudiff.draw.data import Stream
 from npudiff.judge.pattern import NOWHERE
 from npudiff.model.component import NotApplicable

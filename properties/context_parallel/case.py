@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hypothesis import assume
-
-from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed, within
+from npudiff.draw.cases import Case, Chooser, assume, axis, derived, part, seed, within
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.slots import page_order_axis

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.draw.cases import Chooser, within
+from npudiff.draw.cases import Chooser, assume, chosen, within
 from npudiff.model.constraints import Box, Constraints, allows, least
 from npudiff.properties.decoder_layer.case import (
     FLAGS,
@@ -36,12 +36,10 @@ _UNUSED = {"step-3.5": ("query_rank",), "deepseek": ("rotary", "head_dim")}
 
 def cases(constraints: Constraints) -> st.SearchStrategy[DecoderLayerCase]:
     """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
+    return chosen(partial(_draw_case, constraints.boxes))
 
 
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
-    choose = Chooser(draw)
+def _draw_case(boxes: Sequence[Box], choose: Chooser) -> DecoderLayerCase:
     choose.draw_outlier_axis(DecoderLayerCase.axes(), "group", "kv_heads", "batch", "experts")
     box = choose.pick(boxes)
     kinds = [kind for kind in within(KINDS, box.get("kind")) if _fits(box, kind)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from hypothesis import strategies as st
 
-from npudiff.draw.cases import Chooser
+from npudiff.draw.cases import Chooser, chosen
 from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties.hybrid_pools.case import DIMS, POISONS, HybridPoolsCase
@@ -21,12 +22,10 @@ SEEDS = (range(1), *[range(1, 4096)] * 6)  # 0 stands alone so that shrinking me
 
 def cases(constraints: Constraints) -> st.SearchStrategy[HybridPoolsCase]:
     """Return a strategy of cases without steps that lie within the constraints."""
-    return _draw_case(constraints.boxes)
+    return chosen(partial(_draw_case, constraints.boxes))
 
 
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> HybridPoolsCase:
-    choose = Chooser(draw)
+def _draw_case(boxes: Sequence[Box], choose: Chooser) -> HybridPoolsCase:
     return draw_opening(choose, choose.pick(boxes))
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hypothesis import assume
-
-from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
+from npudiff.draw.cases import Case, Chooser, assume, axis, derived, part, seed
 from npudiff.model.constraints import Allowed, Box, Numbers, allows
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.head_groups import has_many_pages, with_many

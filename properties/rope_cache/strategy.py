@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.draw.cases import Chooser, within
+from npudiff.draw.cases import Chooser, assume, chosen, within
 from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties.rope_cache.case import (
@@ -41,12 +41,10 @@ WHOLE_ELEMENTS = 2**22
 
 def cases(constraints: Constraints) -> st.SearchStrategy[RopeCacheCase]:
     """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
+    return chosen(partial(_draw_case, constraints.boxes))
 
 
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RopeCacheCase:
-    choose = Chooser(draw)
+def _draw_case(boxes: Sequence[Box], choose: Chooser) -> RopeCacheCase:
     choose.draw_outlier_axis(AXES, "tokens", "dims", "rows", huge=("tokens",))
     box = choose.pick(boxes)
     config = _draw_config(choose, box)

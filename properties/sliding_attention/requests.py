@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
-from hypothesis import assume
-
-from npudiff.draw.cases import DISTINCT, Chooser, but_for_one
+from npudiff.draw.cases import Chooser, assume
+from npudiff.draw.chooser import DISTINCT, but_for_one
 from npudiff.model.constraints import Allowed, Box, allows, intersection
 from npudiff.properties._shared import empty_parts
 from npudiff.properties.sliding_attention.case import Request

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
-from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.draw.cases import Chooser
+from npudiff.draw.cases import Chooser, assume, chosen
 from npudiff.model.constraints import Box, Constraints, allows, least
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties._shared.head_groups import has_many_pages, with_many
@@ -55,12 +55,10 @@ MOST_SCORES, MOST_ROWS = 2**24, 2**17
 
 def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
     """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
+    return chosen(partial(_draw_case, constraints.boxes))
 
 
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
-    choose = Chooser(draw)
+def _draw_case(boxes: Sequence[Box], choose: Chooser) -> SlidingAttentionCase:
     choose.draw_outlier_axis(SlidingAttentionCase.axes(), "group", "kv_heads", "batch", "head_dims")
     box = choose.pick(boxes)
     pages = choose.options(box, "page_size", PAGE_SIZES)

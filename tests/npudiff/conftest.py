@@ -10,14 +10,14 @@ import importlib.metadata
 import json
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import strategies as st
 
 import npudiff
-from npudiff.draw.cases import Chooser
+from npudiff.draw.chosen import chosen
 from npudiff.judge.compare import same_bits
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component, Property, Subject
@@ -50,9 +50,7 @@ class ToyInputs:
     kind: str
 
 
-@st.composite
-def _draw(draw, boxes):
-    choose = Chooser(draw)
+def _draw(boxes, choose):
     box = choose.pick(boxes)
     count = choose.value(box, "count", (1, 2, 3, 4))
     kind = choose.value(box, "kind", ("plain", "odd"))
@@ -92,7 +90,7 @@ COMPONENT = Component(
     case_type=ToyCase,
     outputs=("y", "z"),
     axes=AXES,
-    strategy=lambda constraints: _draw(constraints.boxes),
+    strategy=lambda constraints: chosen(partial(_draw, constraints.boxes)),
     inputs=lambda case: ToyInputs(torch.tensor(case.numbers, dtype=torch.float32), case.kind),
     reference=_reference,
     values=lambda case: {"count": (len(case.numbers),), "number": set(case.numbers), "kind": (case.kind,)},

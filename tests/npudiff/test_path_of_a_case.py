@@ -49,8 +49,9 @@ def test_a_case_that_holds(plan, record_property):
     record_property("modules", (len(engine), len(rooms)))
     assert {path.name for path in engine} >= {"engine.py", "cases.py", "compare.py"}
     assert {path.name for path in rooms} >= {"rms_norm.py", "bounds.py"}
-    # With model/fingerprint.py, which sees what is written into inputs: component.py would be too long with it.
-    assert len(engine) <= 14, sorted(map(str, engine))
+    # With model/fingerprint.py, which sees what is written into inputs: component.py would be too long with it;
+    # and with draw/chosen.py and run/drawing.py, which draw without Hypothesis until a case fails.
+    assert len(engine) <= 17, sorted(map(str, engine))
     assert len(rooms) <= 11, sorted(map(str, rooms))
 
 
@@ -66,5 +67,5 @@ def test_a_finding_from_draw_to_folder(plan, tmp_path, record_property):
     engine, rooms = modules_called(find)
     record_property("modules", (len(engine), len(rooms)))
     # With judge/mistakes.py, which names the likely mistake, and draw/simpler.py, where Hypothesis ends to shrink.
-    assert len(engine) <= 29, sorted(map(str, engine))
+    assert len(engine) <= 32, sorted(map(str, engine))
     assert len(rooms) <= 11, sorted(map(str, rooms))

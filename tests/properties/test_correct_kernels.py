@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from draws import drawn
-from npudiff.draw.cases import usual_sizes
+from npudiff.draw.chooser import usual_sizes
 from npudiff.judge.judge import check, properties_of
 from npudiff.model.component import NotApplicable, Subject
 from npudiff.model.constraints import Constraints

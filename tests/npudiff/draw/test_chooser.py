@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 from hypothesis import Phase, given, seed, settings
-from hypothesis import strategies as st
 
-from npudiff.draw.cases import (
+from npudiff.draw.chooser import (
     CHOICES,
     DISTINCT,
     EQUAL_SHARE,
@@ -20,6 +19,7 @@ from npudiff.draw.cases import (
     choice_index,
     within,
 )
+from npudiff.draw.chosen import chosen
 from npudiff.draw.counts import FAR_COUNTS, far_values
 from npudiff.model.constraints import Axis
 
@@ -36,7 +36,7 @@ class Fixed:
 
 
 def chooser(*choices):
-    return Chooser(lambda strategy: Fixed(*choices))
+    return Chooser(Fixed(*choices))
 
 
 def test_the_smallest_draw_is_the_first_option():
@@ -50,7 +50,7 @@ def test_every_option_can_be_drawn():
 
 def test_a_choice_among_one_costs_one_draw_so_that_the_sequence_stays_aligned():
     source = Fixed(1)
-    assert Chooser(lambda strategy: source).pick(("only",)) == "only"
+    assert Chooser(source).pick(("only",)) == "only"
     assert source.ranges == [(FIRST_CHOICE, FIRST_CHOICE + 1)]
 
 
@@ -78,14 +78,14 @@ def test_parts_stop_only_where_their_number_is_allowed():
 
 
 def test_a_failure_that_needs_the_last_part_shrinks_to_that_part():
+    def drawn_parts(choose):
+        return choose.draw_list({}, "batch", (1, 2, 3, 8), lambda: (choose.pick(range(9)), choose.pick(range(9))))
+
     @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
-    @given(st.composite(lambda draw: drawn_parts(Chooser(draw)))())
+    @given(chosen(drawn_parts))
     def fails(parts):
         smallest.append(parts)
         assert not any(low == 3 and high > 4 for low, high in parts)
-
-    def drawn_parts(choose):
-        return choose.draw_list({}, "batch", (1, 2, 3, 8), lambda: (choose.pick(range(9)), choose.pick(range(9))))
 
     smallest = []
     with pytest.raises(AssertionError):
@@ -99,7 +99,7 @@ def test_cases_are_not_variations_of_each_other():
 
     @seed(1)
     @settings(max_examples=300, database=None, phases=[Phase.generate])
-    @given(st.composite(lambda draw: tuple(choose.pick(range(1000)) for choose in [Chooser(draw)] for _ in range(6)))())
+    @given(chosen(lambda choose: tuple(choose.pick(range(1000)) for _ in range(6))))
     def collect(values):
         drawn.add(values)
 
@@ -147,7 +147,7 @@ def test_choices_have_no_literal_of_any_module_and_are_flat():
 
     @seed(1)
     @settings(max_examples=1000, database=None, phases=[Phase.generate])
-    @given(st.composite(lambda draw: [choose.pick(range(8)) for choose in [Chooser(draw)] for _ in range(8)])())
+    @given(chosen(lambda choose: [choose.pick(range(8)) for _ in range(8)]))
     def collect(values):
         drawn.extend(values)
 
@@ -195,7 +195,7 @@ def test_one_case_of_nine_goes_far_and_one_of_fourteen_beyond_a_thousand():
 
 def test_where_nothing_is_far_no_choice_is_left_that_means_nothing():
     source = Fixed(0, 0, 0, 0)
-    Chooser.of(source).draw_outlier_axis(AXES, *AXES, huge=("batch",))
+    Chooser(source).draw_outlier_axis(AXES, *AXES, huge=("batch",))
     assert [last - first for first, last in source.ranges] == [len(OUTLIERS) - 1, 1, 1, 1]
 
 
@@ -273,7 +273,7 @@ def test_a_failure_of_many_parts_shrinks_to_the_smallest_far_count_of_one_part()
         return choose.draw_list({}, "batch", (1, 2, 3), lambda: choose.pick(range(9)))
 
     @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
-    @given(st.composite(lambda draw: drawn_parts(Chooser(draw)))())
+    @given(chosen(drawn_parts))
     def fails(parts):
         smallest.append(parts)
         assert len(parts) <= 64
@@ -290,7 +290,7 @@ def test_a_failure_that_needs_no_far_count_shrinks_to_the_usual_one():
         return choose.value({}, "heads", (1, 2, 8)), choose.pick(range(9))
 
     @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
-    @given(st.composite(lambda draw: drawn_count(Chooser(draw)))())
+    @given(chosen(drawn_count))
     def fails(drawn):
         smallest.append(drawn)
         assert drawn[0] < 2 or drawn[1] < 3

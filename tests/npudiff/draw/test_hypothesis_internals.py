@@ -15,7 +15,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase, InMemoryExampleDa
 from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from npudiff.draw.cases import CHOICES, FIRST_CHOICE, SOURCE
+from npudiff.draw.chooser import CHOICES, FIRST_CHOICE, SOURCE
 from npudiff.files.reading import MOST_BYTES
 from npudiff.run.engine import RUNS_AT_ONCE, Stop
 

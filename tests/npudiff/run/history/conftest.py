@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 import torch
-from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from npudiff.draw.cases import Chooser
+from npudiff.draw.chosen import chosen
 from npudiff.draw.state_machine import Machine
 from npudiff.judge.compare import compare
 from npudiff.judge.judge import EQUIVALENCE
@@ -109,9 +109,7 @@ class TallyMachine(Machine):
             self.add()
 
 
-@st.composite
-def _openings(draw, boxes):
-    choose = Chooser(draw)
+def _openings(boxes, choose):
     return TallyCase(choose.value(choose.pick(boxes), "start", range(100)))
 
 
@@ -147,7 +145,7 @@ COMPONENT = Component(
         "number": Axis("what is added", range(1, 100)),
         "step": Axis("kinds of step besides add", ("undo",)),
     },
-    strategy=lambda constraints: _openings(constraints.boxes),
+    strategy=lambda constraints: chosen(partial(_openings, constraints.boxes)),
     inputs=lambda case: case,
     reference=lambda case: exactly(last_total(case)),
     values=lambda case: {
