@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -48,6 +49,54 @@ class Expected:
     directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Name of a parameter to how the value changes with it, ``d value / d log(parameter)``, of the shape of ``value``:
     an error of the parameter that is too small for any element shows along it. It needs no more than a few digits."""
+    computed: None = field(default=None, init=False)
+    """Every element is compared as ``bound`` says: see ``Updated``."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Elements of an output that were computed, or of which nothing is said, and all the others, which were moved."""
+
+    moved: torch.Tensor
+    """The output as it is but for these elements, of its dtype: equal bit for bit."""
+    places: torch.Tensor
+    """int64 ``[elements]``: where they are in the flattened output, no place twice."""
+    value: torch.Tensor
+    bound: torch.Tensor
+    """``[elements]``, as in ``Expected``."""
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What a correct implementation returns for an output that is moved but for some elements, such as a cache.
+
+    It says what an ``Expected`` does, without numbers of float64 for millions of elements that need only be the same.
+    """
+
+    computed: Computed
+    gain: None = field(default=None, init=False)
+    directions: Mapping[str, torch.Tensor] = field(default_factory=dict, init=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that an implementation must return."""
+        return self.computed.moved.dtype
+
+    @cached_property
+    def value(self) -> torch.Tensor:
+        """The right answer, in float64 if anything was computed."""
+        some = self.computed
+        value = some.moved.to(some.value.dtype, copy=True)
+        value.view(-1)[some.places] = some.value
+        return value
+
+    @cached_property
+    def bound(self) -> torch.Tensor:
+        """float64: the largest correct deviation of each element, 0 where it was moved."""
+        some = self.computed
+        bound = torch.zeros(some.moved.shape, dtype=torch.float64)
+        bound.view(-1)[some.places] = some.bound
+        return bound
 
 
 def gain_bound(value: torch.Tensor, independent: torch.Tensor, common: torch.Tensor | float = 0.0) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.reference.bounds import FLOAT32_ROUNDOFF, Expected
+from npudiff.reference.bounds import FLOAT32_ROUNDOFF, Expected, Updated
 from npudiff.reference.paged_cache import written
 from npudiff.reference.rms_norm import RmsNormInputs, rms_norm
 from npudiff.reference.rotary import RotaryInputs, rotary
@@ -62,7 +62,7 @@ class KvRmsnormRopeCacheInputs:
         return moved_inputs(self, device, copies=("latent_cache", "rope_cache"))
 
 
-def kv_rmsnorm_rope_cache(inputs: KvRmsnormRopeCacheInputs) -> dict[str, Expected]:
+def kv_rmsnorm_rope_cache(inputs: KvRmsnormRopeCacheInputs) -> dict[str, Expected | Updated]:
     """Return normalised latents, rotated rope keys, and the caches after both are written.
 
     It is ``rms_norm`` of the first ``latent_dim`` elements and ``rotary`` of the others, which are read as neighbours

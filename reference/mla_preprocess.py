@@ -9,6 +9,7 @@ import torch
 from npudiff.reference.bounds import (
     ACCUMULATION_CONFIDENCE,
     Expected,
+    Updated,
     gain_bound,
     rounding_gain,
     unit_roundoff,
@@ -102,7 +103,7 @@ class MlaPreprocessInputs:
         return moved_inputs(self, device, copies=("latent_cache", "rope_cache"))
 
 
-def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected]:
+def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected | Updated]:
     """Return queries in the latent space, rotated queries, and the caches after the write.
 
     With ``c = norm(hidden @ q_a) @ q_b`` per head, split into nope and rope part: ``query_nope = nope @ k_up``,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from npudiff.reference.bounds import Expected, exactly
+from npudiff.reference.bounds import Computed, Expected, Updated, exactly
 from npudiff.reference.cache_layout import CacheLayout
 from npudiff.reference.views import moved_inputs
 
@@ -40,7 +40,7 @@ class PagedCacheInputs:
         return moved_inputs(self, device, copies=("key_cache", "value_cache"))
 
 
-def paged_cache(inputs: PagedCacheInputs) -> dict[str, Expected]:
+def paged_cache(inputs: PagedCacheInputs) -> dict[str, Updated]:
     """Return the caches after the write.
 
     Every element is compared bit for bit, also those that no slot names: they stay what they were. Only slot 0 is not
@@ -78,7 +78,7 @@ class Placed(Protocol):
         """How the cache lies."""
 
 
-def written(inputs: Placed, cache: torch.Tensor, rows: Expected, *, dummy: bool = True) -> Expected:
+def written(inputs: Placed, cache: torch.Tensor, rows: Expected, *, dummy: bool = True) -> Updated:
     """Return a cache after rows are written into it: what no slot names stays what it was.
 
     Parameters
@@ -103,10 +103,11 @@ def written(inputs: Placed, cache: torch.Tensor, rows: Expected, *, dummy: bool 
         raise ValueError(f"a {inputs.layout} cache of {cache.dtype} must be {layout.shape}, got {tuple(cache.shape)}")
     if slots.shape != (tokens,) or bool(((slots < SKIPPED) | (slots >= layout.pages * layout.page_size)).any()):
         raise ValueError(f"slots must be [{tokens}], each -1 or in 0..{layout.pages * layout.page_size - 1}")
-    value, bound = cache.to(rows.value.dtype, copy=True), exactly(cache).bound
-    kept = slots != SKIPPED
-    addresses = layout.addresses(slots[kept])
-    value.view(-1)[addresses], bound.view(-1)[addresses] = rows.value[kept], rows.bound[kept]
-    if dummy and bool((slots == 0).any()):
-        bound.view(-1)[layout.addresses(torch.zeros(1, dtype=torch.int64))] = torch.inf
-    return Expected(value, bound, cache.dtype)
+    own = slots > 0 if dummy else slots != SKIPPED
+    slots, value, bound = slots[own], rows.value[own], rows.bound[own]
+    if dummy and bool((inputs.slots == 0).any()):
+        slots = torch.cat([slots, slots.new_zeros(1)])
+        value = torch.cat([value, value.new_zeros(1, heads, dim)])
+        bound = torch.cat([bound, bound.new_full((1, heads, dim), torch.inf)])
+    places = layout.addresses(slots).flatten()
+    return Updated(Computed(cache.clone(), places, value.flatten(), bound.flatten()))

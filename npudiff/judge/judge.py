@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
-from npudiff.judge.compare import compare, same_bits
+from npudiff.judge.compare import Derived, compare, same_bits
 from npudiff.judge.graphs import REPLAYS_AS_EAGER
 from npudiff.judge.memory import STAYS_WITHIN
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs
@@ -109,9 +109,9 @@ def _with_known_answers(
     return comparisons[0]
 
 
-def _but_for_nan(expected: Any) -> ExpectedOutput:  # noqa: ANN401 - a dataclass with that protocol
-    changed: ExpectedOutput = replace(expected, bound=expected.bound.masked_fill(expected.value.isnan(), torch.inf))
-    return changed
+def _but_for_nan(one: ExpectedOutput) -> ExpectedOutput:
+    bound = one.bound.masked_fill(one.value.isnan(), torch.inf)
+    return Derived(one.value, bound, one.dtype, one.gain, one.directions)
 
 
 EQUIVALENCE = Property(

@@ -84,7 +84,10 @@ class OutputComparison:
     @property
     def exact(self) -> bool:
         """Whether the output asks for equality only."""
-        return self.bound is not None and not bool(((self.bound > 0) & (self.bound < math.inf)).any())
+        if self.bound is None or not self.bound.numel():
+            return self.bound is not None
+        most = float(self.bound.max())
+        return most == 0.0 or (most == math.inf and not bool(((self.bound > 0) & (self.bound < math.inf)).any()))
 
 
 def _largest(ratio: torch.Tensor | None) -> float:
@@ -152,6 +155,26 @@ else:
 Answer = TypeVar("Answer")
 
 
+class ComputedElements(Protocol):
+    """Elements of an output that were computed, where the others were moved: ``reference.bounds.Computed`` is that."""
+
+    @property
+    def moved(self) -> torch.Tensor:
+        """The output as it is but for these elements: equal bit for bit."""
+
+    @property
+    def places(self) -> torch.Tensor:
+        """int64 ``[elements]``: where they are in the flattened output, no place twice."""
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The right answers."""
+
+    @property
+    def bound(self) -> torch.Tensor:
+        """Their largest correct deviations."""
+
+
 class ExpectedOutput(Protocol):
     """What a reference says of one output: ``reference.bounds.Expected`` is one."""
 
@@ -174,6 +197,10 @@ class ExpectedOutput(Protocol):
     @property
     def directions(self) -> Mapping[str, torch.Tensor]:
         """Name of a parameter to how the value changes with the parameter's logarithm."""
+
+    @property
+    def computed(self) -> ComputedElements | None:
+        """What was computed of an output whose other elements were moved; None where nobody tells them apart."""
 
 
 class NotApplicable(Exception):
