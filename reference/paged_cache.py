@@ -103,11 +103,12 @@ def written(inputs: Placed, cache: torch.Tensor, rows: Expected, *, dummy: bool 
         raise ValueError(f"a {inputs.layout} cache of {cache.dtype} must be {layout.shape}, got {tuple(cache.shape)}")
     if slots.shape != (tokens,) or bool(((slots < SKIPPED) | (slots >= layout.pages * layout.page_size)).any()):
         raise ValueError(f"slots must be [{tokens}], each -1 or in 0..{layout.pages * layout.page_size - 1}")
-    own = slots > 0 if dummy else slots != SKIPPED
+    own = slots != SKIPPED
+    if dummy:  # of padding, which may be written to slot 0 by several tokens, the last stands for all
+        own &= slots > 0
+        own[(slots == 0).nonzero().flatten()[-1:]] = True
     slots, value, bound = slots[own], rows.value[own], rows.bound[own]
-    if dummy and bool((inputs.slots == 0).any()):
-        slots = torch.cat([slots, slots.new_zeros(1)])
-        value = torch.cat([value, value.new_zeros(1, heads, dim)])
-        bound = torch.cat([bound, bound.new_full((1, heads, dim), torch.inf)])
+    if dummy:
+        bound[slots == 0] = torch.inf
     places = layout.addresses(slots).flatten()
     return Updated(Computed(cache.clone(), places, value.flatten(), bound.flatten()))
