@@ -44,7 +44,7 @@ CAUSES_OF_A_BACKEND = 4
 DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
 """Cases of equivalence within which every mutant has to be found."""
 
-SMALLER = 20
+SMALLER = 10
 """Cases that are tried in place of a mutant's, where one stands for all of a component: that it is found is asked, and
 the smallest case of all took a tenth of the time of a run."""
 

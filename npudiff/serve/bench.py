@@ -51,7 +51,7 @@ WARM_UP = 300.0
 _PRACTICE = "rms_norm"
 """A component whose mutants are judged before any candidate: what is imported late is imported then."""
 
-_MOST_PRACTICE = 3
+_MOST_PRACTICE, _PRACTICE_TRIES = 3, 10
 
 
 class JudgeProcess(WorkerProcess):
@@ -130,12 +130,12 @@ class Bench:
 
     def __init__(self, target: Target, workers: int) -> None:
         torch.set_num_threads(1)
-        self._workers = workers
+        self._workers, self._target = workers, target
+        self._nursery = self._new_nursery(waits=False)  # it imports torch while this process practises
         load_components([])
         built_in_implementations()
         _practise(target)
-        self._target = target
-        self._nursery = self._new_nursery()
+        self._nursery.await_ready()
         gc.collect()
         gc.freeze()
         self._waiting: deque[_Asked] = deque()
@@ -250,8 +250,8 @@ class Bench:
         shutil.rmtree(one.folder, ignore_errors=True)
         self._fill()
 
-    def _new_nursery(self) -> Nursery:
-        return Nursery(self._target, WARM_UP, GRACE, silent=True)  # a client may not read standard error
+    def _new_nursery(self, *, waits: bool = True) -> Nursery:
+        return Nursery(self._target, WARM_UP, GRACE, silent=True, waits=waits)  # a client may not read standard error
 
     def _begin_anew(self) -> None:
         """Have another nursery, and judges that know it; what is judged with the one before gets to its answer."""
@@ -320,7 +320,7 @@ def _practise(target: Target) -> None:
         Request(components=(_PRACTICE,), target=target.name, cann=target.cann, examples=2, isolate=False, seed=1)
     )
     for job in (*plan.jobs[:_MOST_PRACTICE], *(_wrong(job) for job in plan.mutants[:_MOST_PRACTICE])):
-        outcome = run_job(job, replace(plan.budget(job), examples=20))
+        outcome = run_job(job, replace(plan.budget(job), examples=20, smaller=_PRACTICE_TRIES))
         outcome_to_message(outcome, told_only(NOT_KEPT)(outcome))
 
 

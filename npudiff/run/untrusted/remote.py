@@ -55,9 +55,13 @@ class Nursery:
         Seconds that a call may take.
     silent : bool
         Whether what candidates print goes nowhere, and not to standard error.
+    waits : bool
+        Whether it is waited for; otherwise ``await_ready`` is called before anything is asked of it.
     """
 
-    def __init__(self, target: Target, warm_up: float, call: float, *, silent: bool = False) -> None:
+    def __init__(
+        self, target: Target, warm_up: float, call: float, *, silent: bool = False, waits: bool = True
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="npudiff-"))  # for nobody else
         self.address, self.key = str(self._folder / "nursery"), secrets.token_bytes(32)
         self.warm_up, self.call = warm_up, call
@@ -71,9 +75,14 @@ class Nursery:
         self._owner = os.getpid()
         atexit.register(self.close)
         assert self._process.stdin is not None  # noqa: S101 - as asked for
-        assert self._process.stdout is not None  # noqa: S101 - as asked for
         self._process.stdin.write(f"{self.key.hex()}\n".encode())
         self._process.stdin.flush()
+        if waits:
+            self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until it has imported what it needs; raises ``UsageError`` if it cannot."""
+        assert self._process.stdout is not None  # noqa: S101 - as asked for
         if self._process.stdout.readline() != b"ready\n":
             raise UsageError("--untrusted: the process from which candidates are forked did not start")
 
