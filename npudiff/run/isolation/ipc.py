@@ -36,7 +36,7 @@ class SharedTensors:
         if end:
             with mmap.mmap(self._file, end) as memory:
                 for tensor, place in zip(tensors, places, strict=True):
-                    _bytes_of(memory, tensor.numel() * tensor.element_size(), place["at"]).copy_(_flat(tensor))
+                    _bytes_of(memory, tensor.numel() * tensor.element_size(), place["at"]).copy_(flat_bytes(tensor))
         return places
 
     def read(self, places: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
@@ -48,7 +48,7 @@ class SharedTensors:
                 for place in places:
                     tensor = torch.empty(place["shape"], dtype=getattr(torch, place["dtype"]))
                     count = tensor.numel() * tensor.element_size()
-                    _flat(tensor).copy_(_bytes_of(memory, count, place["at"]))
+                    flat_bytes(tensor).copy_(_bytes_of(memory, count, place["at"]))
                     tensors.append(tensor)
         else:
             tensors = [torch.empty(place["shape"], dtype=getattr(torch, place["dtype"])) for place in places]
@@ -60,9 +60,10 @@ class SharedTensors:
         os.close(self._file)
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor; those of itself where it is contiguous."""
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor, uint8; those of itself where it is contiguous."""
+    dense = tensor.detach().contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)  # one element may have any stride
 
 
 def _bytes_of(memory: mmap.mmap, count: int, at: int) -> torch.Tensor:

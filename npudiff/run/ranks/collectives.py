@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
+from npudiff.run.isolation.ipc import flat_bytes
 from npudiff.run.ranks.mesh import Mesh, RanksDiffer
 
 BACKEND = "npudiff"
@@ -325,7 +326,7 @@ def _splits(tensor: Tensor, splits: Sequence[int], ranks: int, what: str) -> lis
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return flat_bytes(tensor).numpy().tobytes()
 
 
 def _elements(content: bytes, dtype: torch.dtype) -> Tensor:

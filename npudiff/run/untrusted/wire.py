@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from npudiff.model.constraints import Joined, Numbers
+from npudiff.run.isolation.ipc import flat_bytes
 from npudiff.run.untrusted.contracts import REFERENCE
 
 ALIGNED = 64
@@ -157,8 +158,7 @@ def pack_outputs(outputs: Mapping[str, torch.Tensor], file: int) -> list[dict[st
     os.ftruncate(file, 0)
     told, end = [], 0
     for name, tensor in outputs.items():
-        content = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        flat = content.view(-1).view(torch.uint8) if content.numel() else torch.empty(0, dtype=torch.uint8)
+        flat = flat_bytes(tensor.detach().cpu().resolve_conj().resolve_neg())
         _write(file, flat, end)
         told.append(
             {"name": str(name), "dtype": str(tensor.dtype)[len("torch.") :], "shape": list(tensor.shape), "at": end}

@@ -108,7 +108,11 @@ def test_what_is_no_part_of_a_contract_is_not_sent(file):
     "dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.int64, torch.float8_e4m3fn]
 )
 def test_outputs_arrive(dtype, file):
-    tensors = {"output": torch.arange(12).view(3, 4).t().to(dtype), "empty": torch.empty(0, 3, dtype=dtype)}
+    tensors = {
+        "output": torch.arange(12).view(3, 4).t().to(dtype),
+        "empty": torch.empty(0, 3, dtype=dtype),
+        "expanded": torch.ones((), dtype=dtype).expand(1),
+    }
     back = unpack_outputs(json.loads(json.dumps(pack_outputs(tensors, file))), file)
     for name, tensor in tensors.items():
         assert back[name].dtype == dtype
