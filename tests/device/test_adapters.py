@@ -60,6 +60,7 @@ EDGES = {
 }
 
 
+@pytest.mark.few(44)
 @pytest.mark.parametrize("item", ATTENTION, ids=by_name)
 @pytest.mark.parametrize("edge", EDGES)
 def test_a_decode_is_right_at_the_edges(item, edge):
@@ -128,6 +129,7 @@ def test_a_band_at_query_length_1_is_an_open_question_and_profiles_differ_on_it(
     assert not answer(item, drawn, "pessimistic")[2].holds
 
 
+@pytest.mark.slow
 def test_graph_decode_with_a_window_is_found_under_the_pessimistic_profile():
     item, target = ascend.fia_decode_tnd, targets.sim("pessimistic")
     within = item.constraints.within(

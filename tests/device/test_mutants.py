@@ -132,7 +132,7 @@ def test_it_is_right_where_its_bug_is_not(item):
         assert prop is EQUIVALENCE or among_others(item, case, prop).failure is None, case
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("item", ONE_OF_EACH, ids=by_name)
 def test_it_is_found_within_the_default_budget_and_shrunk(item):
     """By the draws that CI has every time; those of any seed are looked for below, and all others by the score."""

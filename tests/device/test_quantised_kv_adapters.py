@@ -38,6 +38,7 @@ def holds(item, drawn, profile=None):
         return check(EQUIVALENCE, Subject(component, item, target), drawn).holds
 
 
+@pytest.mark.few(30)
 @adapters_of
 @pytest.mark.parametrize("lengths", [[(1, 1)], [(1, 128), (1, 129), (1, 127)], [(1, 0), (1, 7)], [(1, 0)], [(1, 1000)]])
 @pytest.mark.parametrize("recipe", ["needle", "saturated"])

@@ -90,6 +90,7 @@ def test_every_kind_of_step_is_drawn_often(drawn):
     assert min(kinds.values()) > sum(kinds.values()) / 60, kinds
 
 
+@pytest.mark.slow
 def test_the_regions_where_bugs_live_are_met_in_many_runs(drawn):
     found = Counter(feature for trace in drawn for feature in component.features(trace))
     for feature in ("pages run out", "evicted", "readmitted", "shared", "longer than the window", "reused pages"):

@@ -56,6 +56,7 @@ def test_a_kernel_that_loses_subnormal_numbers_is_found(item):
     assert failure is not None
 
 
+@pytest.mark.slow
 @pytest.mark.few(1)
 @pytest.mark.few(1)
 @pytest.mark.parametrize(

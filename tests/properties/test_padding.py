@@ -83,6 +83,7 @@ def test_every_place_is_drawn_and_only_where_there_is_padding(name):
     assert {case.padding_place for case in cases if not case.padded_tokens} == {"end"}
 
 
+@pytest.mark.slow
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     "item", [ascend.scatter_pa_norm, ascend.decode_pa_bnsd, ascend.native_mla_preprocess], ids=COMPONENTS

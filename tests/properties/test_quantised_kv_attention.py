@@ -59,6 +59,7 @@ def test_a_relation_sees_a_device_that_breaks_it(name):
     assert verdict(name, BROKEN[name]) is Verdict.WRONG
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [relation.name for relation in component.relations])
 def test_every_relation_is_broken_by_some_device_above_and_held_by_a_right_one(name):
     assert name in BROKEN

@@ -15,7 +15,7 @@ def few_of(name, seeds, least):
     return {region: count for region, (count, _) in reached(load_component(name), seeds).items() if count < least}
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", [name for name in component_names() if regions(name)])
 def test_some_seed_reaches_every_region(name):
     assert few_of(name, FEW, 2) == {}

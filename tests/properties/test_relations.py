@@ -80,7 +80,7 @@ def test_a_relation_sees_a_device_that_breaks_it(name, change):
     assert run_job(job(name, device), Budget(examples=60, seed=1, shrink=False)).verdict is Verdict.WRONG
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [relation.name for relation in component.relations])
 def test_every_relation_is_broken_by_some_device_above_and_held_by_a_right_one(name):
     def device(inputs, target):

@@ -80,6 +80,7 @@ def test_a_relation_sees_a_device_that_breaks_it(name, device):
     assert run_job(job(name, device), Budget(examples=60, seed=1, shrink=False)).verdict is Verdict.WRONG
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [relation.name for relation in component.relations])
 def test_every_relation_is_broken_by_some_device_above_and_held_by_a_right_one(name):
     assert name in {broken for broken, _ in BROKEN}
@@ -114,6 +115,7 @@ def test_what_the_rounding_of_the_table_does_is_within_what_is_allowed_for_it(dt
         assert 0.4 < float((apart / for_the_table).max()) <= 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_scores_that_are_a_few_roundings_off_are_seen(dtype):
     least = {"bfloat16": 2**-4, "float32": 2**-19}[dtype]

@@ -54,6 +54,7 @@ def with_stride_of(view, other):
     return view.as_strided(view.shape, (other.stride(0), *view.stride()[1:]), view.storage_offset())
 
 
+@pytest.mark.slow
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("item", "one", "other", "within"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from by_night import by_night
 from npudiff.draw.data import Stream
 from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import build_inputs, cases
@@ -16,7 +17,7 @@ from npudiff.reference.cache_layout import CacheLayout
 from npudiff.reference.sliding_attention import sliding_attention
 
 DRAWN = settings(
-    max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=by_night(150), derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 RECORDED = SlidingAttentionCase(
     (Request(1, 40), Request(5, 33), Request(2, 0)),
@@ -193,7 +194,7 @@ def test_padded_rows_the_dummy_page_and_the_decoy_pool_are_poison(case):
     assert 0 <= int(decoy.block_table.min()) <= int(decoy.block_table.max()) < len(decoy.key)
 
 
-@settings(DRAWN, max_examples=60)
+@settings(DRAWN, max_examples=by_night(60))
 @given(cases(Constraints.of({"poison": ("nan",)})))
 def test_nan_poison_does_not_reach_the_reference(case):
     expected = sliding_attention(build_inputs(case))
@@ -238,6 +239,7 @@ def border_weights(total, window, **others):
     return torch.cat(weights)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     ("total", "window", "scale"),

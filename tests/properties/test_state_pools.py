@@ -66,6 +66,7 @@ def test_every_step_that_is_drawn_makes_sense(drawn):
         assert 15 < len(trace.steps) < 45
 
 
+@pytest.mark.slow
 def test_every_kind_of_step_is_drawn_often(drawn):
     kinds = Counter(step.kind for trace in drawn for step in trace.steps)
     assert set(kinds) == {"extend", *KINDS}

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from torch.nn import functional
 from torch.nn.attention import flex_attention as flex
 
+from by_night import by_night
 from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import build_inputs, cases
 from npudiff.reference.sliding_attention import sliding_attention
@@ -23,7 +24,7 @@ TOLERANCE = 1e-9
 product may be off by a few hundred roundings of 6e4 * 2**-53, 1e-9 in all, which the exponential carries over."""
 
 DRAWN = settings(
-    max_examples=80, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=by_night(80), derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 WITHOUT_SINKS = {"sinks": (False,), "fully_masked_rows": ("none",)}
 CASES = Constraints.of({**WITHOUT_SINKS, "kv_length": range(700)})
@@ -103,7 +104,7 @@ def eager_flex(monkeypatch):
 
 
 @pytest.mark.slow
-@settings(DRAWN, max_examples=60)
+@settings(DRAWN, max_examples=by_night(60))
 @given(case=cases(CASES))
 def test_output_and_lse_agree_with_flex_attention(eager_flex, case):
     inputs = build_inputs(case)

@@ -164,6 +164,7 @@ def test_the_bound_of_a_typical_element_is_a_few_roundings(window, recipe, dtype
     assert float(roundings.max()) < 3.0
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("algorithm", [flash, normalised])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("total", "window"), [(600, 128), (131_072, 100_000)])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from by_night import by_night
 from npudiff.draw.data import Stream
 from npudiff.model.constraints import Constraints
 from npudiff.properties.encoder_attention import RECIPES, EncoderAttentionCase, Packed, build_inputs
@@ -20,7 +21,7 @@ from npudiff.reference import attended_requests, attention_tile
 from npudiff.reference.encoder_attention import EncoderAttentionInputs, encoder_attention, spans
 
 DRAWN = settings(
-    max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=by_night(60), derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 SMALL = Constraints.of({"query_length": range(70), "kv_length": range(70), "batch": range(1, 6), "poison": ("nan",)})
 PLAIN = EncoderAttentionCase(

@@ -90,6 +90,7 @@ def recurrence(inputs):
     return outputs, states
 
 
+@pytest.mark.few(21)
 @pytest.mark.parametrize("gates", ["head", "channel", "both", "none"])
 @pytest.mark.parametrize("decays", ["usual", "weak", "strong", "some"])
 @pytest.mark.parametrize("keys", ["gaussian", "alike", "turning", "orthogonal"])
@@ -101,6 +102,7 @@ def test_it_is_the_recurrence(gates, decays, keys):
     assert float((states - expected["states"].value).abs().max()) < 1e-11
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("decays", ["usual", "weak", "strong", "some"])
 @pytest.mark.parametrize("keys", ["gaussian", "alike", "turning", "orthogonal"])
 def test_chunks_of_64_with_decays_of_channels_are_the_recurrence_however_fast_they_decay(decays, keys):
@@ -126,6 +128,7 @@ def rounded_errors(case, products=decayed_products):
         yield (error / right.bound)[written]
 
 
+@pytest.mark.few(13)
 @pytest.mark.parametrize("decays", ["usual", "weak", "strong", "some"])
 @pytest.mark.parametrize("keys", ["gaussian", "alike", "turning", "orthogonal", "tiny"])
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "float32"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from by_night import by_night
 from npudiff.model.constraints import Constraints
 from npudiff.properties.quantised_kv_attention import QuantisedKvAttentionCase, build_inputs
 from npudiff.properties.quantised_kv_attention.case import FORMS, OFFSETS, RECIPES, SPREADS
@@ -20,7 +21,7 @@ from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.quantised_kv_attention import Antiquant, QuantisedKvAttentionInputs, quantised_kv_attention
 
 DRAWN = settings(
-    max_examples=50, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=by_night(50), derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 SMALL = Constraints.of({
     "query_length": range(20), "kv_length": range(300), "batch": range(1, 5), "poison": ("large", "nan"),

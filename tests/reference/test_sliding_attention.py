@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from by_night import by_night
 from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import build_inputs, cases
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
@@ -19,7 +20,7 @@ from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
 
 DRAWN = settings(
-    max_examples=200, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=by_night(200), derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TINY = {
     "batch": (1, 2, 3),
@@ -93,7 +94,7 @@ def test_value_and_lse_equal_a_plain_triple_loop(case):
     check_against_plain(case)
 
 
-@settings(DRAWN, max_examples=60)
+@settings(DRAWN, max_examples=by_night(60))
 @given(cases(BLIND))
 def test_rows_that_see_nothing_equal_a_plain_triple_loop(case):
     check_against_plain(case)
@@ -150,7 +151,7 @@ def test_a_layer_with_a_window_reads_the_sliding_pool_and_any_other_the_full_one
     assert replace(inputs, sliding=None).kv is inputs.full
 
 
-@settings(DRAWN, max_examples=40)
+@settings(DRAWN, max_examples=by_night(40))
 @given(cases(Constraints.of({"kv_length": range(300), "query_length": range(1, 65)})))
 def test_tiles_do_not_change_the_result(case):
     inputs = build_inputs(case)

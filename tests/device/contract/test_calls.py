@@ -78,6 +78,7 @@ def test_the_record_is_sorted_and_says_each_form_once(tmp_path):
     assert path.read_text() == (recorded_calls.__defaults__[0]).read_text()
 
 
+@pytest.mark.few(23)
 @pytest.mark.parametrize("name", component_names())
 def test_adapters_make_no_call_whose_form_is_not_recorded(name):
     component, recorded = load_component(name), recorded_calls()

@@ -131,6 +131,7 @@ def sides_of(modes, arguments, key_lengths, dtype, *, offsets, **sizes):
     return sides
 
 
+@pytest.mark.few(20)
 @pytest.mark.parametrize("layout", ["BSH", "BSND", "BNSD"])
 @pytest.mark.parametrize(("offsets", "version"), [(False, 2), (True, 1)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -143,6 +144,7 @@ def test_one_query(lab, *, mode, dtype, offsets, layout, version):
     check(lab, sequences, with_sides(arguments, version, sides, (mode, mode)), layout, sides, version=version)
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize(("offsets", "version"), [(False, 1), (True, 2)])
 @pytest.mark.parametrize(("layout", "rank", "block_size"), [("BSH", 3, 32), ("BSND", 3, 128), ("BNSD", 4, 512)])
 @pytest.mark.parametrize("mode", ["one", 0, 1, 2, 3, 4, 5])
@@ -164,6 +166,7 @@ def test_keys_per_channel_and_values_per_token(lab, block_size, offsets):
     check(lab, sequences, with_sides(arguments, 2, sides, (0, 1)), "BNSD", sides, version=2)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("layout", ["BSH", "BSND", "BNSD", "BNSD_BSND"])
 @pytest.mark.parametrize("offsets", [False, True])
 @pytest.mark.parametrize("mode", [0, 1])
@@ -226,6 +229,7 @@ def test_separate_numbers_win_over_combined_ones(lab):
     check(lab, sequences, arguments, "BNSD", sides, version=1)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("queries", "version"), [(1, 1), (4, 2), (1, 2)])
 @pytest.mark.parametrize("mode", [0, 1])
 @pytest.mark.parametrize("layout", ["BSH", "BSND", "BNSD"])
@@ -267,6 +271,7 @@ def packed(part):
     return (total - (total >= 2**31) * 2**32).to(torch.int32)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("layout", ["BSH", "BSND", "BNSD"])
 @pytest.mark.parametrize(("offsets", "version"), [(False, 1), (True, 2)])
 @pytest.mark.parametrize("modes", [(0, 0), (1, 1), (3, 3), (0, 1)])
@@ -411,6 +416,7 @@ def calls(lab):
     }
 
 
+@pytest.mark.few(17)
 @pytest.mark.parametrize(
     ("name", "spoil", "argument", "given"), REFUSED, ids=[f"{n}-{a}-{g}" for n, _, a, g in REFUSED]
 )

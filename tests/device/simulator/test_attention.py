@@ -67,6 +67,7 @@ def test_left_up_causal_counts_from_the_first_key(lab, layout):
     check(lab, sequences, arguments, layout, seen)
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (8, 2), (6, 1), (64, 1)])
 @pytest.mark.parametrize(("dim", "value_dim"), [(16, 16), (64, 64), (128, 128), (192, 128), (256, 256)])
@@ -87,6 +88,7 @@ def test_tnd_head_dims(lab, dim, value_dim):
         check(lab, sequences, arguments, "TND", [visible(mode, 3, 20, pre), visible(mode, 1, 550, pre)])
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(
     "form", ["[S1, S2]", "[1, S1, S2]", "[B, S1, S2]", "[1, 1, S1, S2]", "[B, 1, S1, S2]", "larger"]
 )
@@ -122,6 +124,7 @@ def test_mode_0_hides_what_mask_or_band_hides(lab):
     check(lab, sequences, arguments | {"pre_tokens": 2, "next_tokens": 5}, "BSND", [~hidden[0] & band])
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("layout", ["BSND", "BNSD", "BSH"])
 @pytest.mark.parametrize("rank", [2, 3, 4])
 @pytest.mark.parametrize("front", ["one", "batch"])

@@ -29,6 +29,7 @@ def merged(lse, parts):
     return (weights * values).sum(0), (weights * values.abs()).sum(0), total
 
 
+@pytest.mark.few(20)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0, 1000.0])
 @pytest.mark.parametrize(("parts", "rows", "dim"), [(1, 4, 32), (2, 240, 128), (3, 16, 8), (7, 5, 512), (16, 3, 24)])

@@ -216,6 +216,7 @@ def attend(sequence, *, causal=False):
     return expected, unit @ key.abs() * 0.03 + expected.abs() * BFLOAT16 * 1.3 + (weights @ key.abs()) * 0.03 * HALF * 6
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("layout", ["BSND", "BNSD", "BSH", "BSND_NBSD", "BNSD_NBSD", "BSH_NBSD", "TND", "TND_NTD"])
 @pytest.mark.parametrize("queries", [1, 3])
 def test_latent_attention(lab, layout, queries):

@@ -90,6 +90,7 @@ def test_the_closed_formula_is_what_autograd_gives():
         torch.testing.assert_close(one, wanted)
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize("version", FORWARD)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -61,6 +61,7 @@ def test_head_first_outputs_hold_what_batch_first_ones_do(lab):
     assert torch.equal(output, lab.call(lab.pack(sequences, "TND"))[0].transpose(0, 1))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("layout", ["TND", "NTD", "NTD_TND"])
 @pytest.mark.parametrize(("mode", "pre"), [(0, 0), (3, 0), (4, 9)])

@@ -60,6 +60,7 @@ def test_bytes_that_were_written_by_hand_are_found(lab, dim, value_dim, dtype):
         assert torch.equal(one, other)
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("dims", [(128, 128), (192, 128), (64, 64)])

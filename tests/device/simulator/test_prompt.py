@@ -61,6 +61,7 @@ def judged(lab, found, sequences, shown, slack=0.0):
 HALVES = 2.0**-8
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("choice", ["float16", "float32"])

@@ -358,6 +358,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.few(52)
 @pytest.mark.parametrize(
     ("name", "spoil", "argument", "given", "code"),
     REFUSED,
@@ -405,6 +406,7 @@ def test_an_error_is_a_runtime_error():
     assert issubclass(OperatorRejected, RuntimeError)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("mode", [2, 3, 4])
 @pytest.mark.parametrize(
     "content",

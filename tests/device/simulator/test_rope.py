@@ -148,6 +148,7 @@ def test_a_sequence_without_keys_is_zero(lab, layout):
 TREES = ["BSH", "BSND", "BNSD", "TND", "TND_NTD", "BNSD_NBSD"]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8])
 @pytest.mark.parametrize("layout", TREES)
 def test_a_tree_hides_among_the_last_keys(lab, layout, dtype):
@@ -274,6 +275,7 @@ def calls(lab):
     }
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(
     ("name", "spoil", "argument", "given"), REFUSED, ids=[f"{n}-{a}-{g}" for n, _, a, g in REFUSED]
 )

@@ -64,6 +64,7 @@ def exact_parts(lab, sequences, queries, keys):
         yield lab.exact(*sequence, causal(queries[index], keys[index]), scale=sequences.scale)[0]
 
 
+@pytest.mark.few(21)
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("channels", [False, True])
 @pytest.mark.parametrize("offset", [False, True])
@@ -182,6 +183,7 @@ def calls(lab):
     }
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize(
     ("name", "spoil", "argument", "given"), REFUSED, ids=[f"{n}-{a}-{g}" for n, _, a, g in REFUSED]
 )

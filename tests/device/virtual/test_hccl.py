@@ -153,6 +153,7 @@ REDUCTION_CASES = [
 ]
 
 
+@pytest.mark.few(26)
 @pytest.mark.parametrize(("dtype", "reduction"), REDUCTION_CASES)
 def test_reductions_are_those_of_integers(ranks, dtype, reduction):
     code, expected = REDUCED[dtype], folded(reduction, [values(rank) for rank in range(ranks.count)])

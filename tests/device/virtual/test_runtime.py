@@ -72,6 +72,7 @@ print(count.value)
 """
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("there", "visible", "count"),
     [

@@ -122,6 +122,7 @@ def test_a_mutant_that_the_self_test_misses_ends_with_1(cli, monkeypatch):
     assert result.code == ExitCode.FINDINGS
 
 
+@pytest.mark.slow
 def test_results_are_written_as_junit_too(cli, tmp_path):
     path = tmp_path / "reports" / "npudiff.xml"
     result = cli("check", "swa_mask", "--impl", "eager", "--impl", "mask_minus_one", *QUICK, "--junit", path)

@@ -100,6 +100,7 @@ def test_only_the_newest_findings_are_read(many, jobs, monkeypatch):
     assert [json.loads(case)["spare"] for case in cases] == [19, 18, 17]
 
 
+@pytest.mark.slow
 def test_what_is_large_beside_a_case_is_not_read(many, jobs):
     """Of a finding that is shared only its case is wanted: sparse files of many gigabytes take no time."""
     for number in range(20):

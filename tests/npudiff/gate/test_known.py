@@ -153,6 +153,7 @@ def test_a_chip_is_compared_as_a_file_name():
 MANY = 2**19
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     "text",
     [

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from by_night import by_night
 from npudiff.judge.compare import (
     SAMPLED,
     _is_mostly_moved,
@@ -181,7 +182,7 @@ _BOUNDS = st.one_of(st.floats(0, 1e3, allow_subnormal=False), st.sampled_from([0
 
 
 @pytest.mark.parametrize("moved", [0, 2 * SAMPLED**2])  # elements that are only moved, as in a cache
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=by_night(300), deadline=None, derandomize=True, database=None)
 @given(elements=st.lists(st.tuples(_FLOATS, _FLOATS, _BOUNDS), max_size=8))
 def test_the_ratio_is_that_of_a_plain_loop(moved, elements):
     def ratio(actual, value, bound):

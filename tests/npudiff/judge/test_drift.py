@@ -211,6 +211,7 @@ def test_correct_roundings_stay_below_what_is_allowed(dtype):
     assert all(abs(drift.size) < SYSTEMATIC / 4 for drift in drifts.values())
 
 
+@pytest.mark.slow
 def test_what_is_allowed_is_not_found_however_long_one_looks():
     generator = torch.Generator().manual_seed(5)
     allowed = 0.9 * SYSTEMATIC * 2**-8 * 1.3

@@ -202,6 +202,7 @@ TAKEN = {
 """What references do not look at. It has no right answer all the same."""
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("name", [name for name in component_names() if load_component(name).illegal])
 def test_what_a_component_says_is_illegal_can_be_and_its_reference_refuses_it(name):
     component = load_component(name)

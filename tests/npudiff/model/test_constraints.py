@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from by_night import by_night
 from npudiff.errors import UsageError
 from npudiff.model.constraints import (
     Axis,
@@ -21,7 +22,7 @@ from npudiff.model.constraints import (
 )
 from shortest import shortest
 
-LAWS = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+LAWS = settings(max_examples=by_night(200), deadline=None, derandomize=True, database=None)
 
 _RANGES = st.builds(range, st.integers(-3, 6), st.integers(0, 9), st.integers(1, 3)).filter(bool)
 _SETS = st.lists(st.sampled_from([None, *range(-2, 9)]), min_size=1, max_size=4).map(tuple)

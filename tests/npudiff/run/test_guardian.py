@@ -70,6 +70,7 @@ def test_no_way_to_leave_is_green(program, how, place):
     assert ("fails to import: SystemExit: os._exit(0)" if usage else "ended before its last verdict") in result.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_without_a_name_is_told_by_its_number(program):
     result = program(*check("--no-isolate"), call="os.kill(os.getpid(), 40)")
     assert result.returncode == ExitCode.INTERNAL, result

@@ -57,6 +57,7 @@ def test_a_component_that_does_not_say_has_none(toy):
     assert fixed_cases(toy.component, Constraints()) == random_cases(toy.component, Constraints(), 1, 5) == ()
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
 def test_every_component_says_what_is_ordinary_in_its_own_words(component):
     if component.history is not None:

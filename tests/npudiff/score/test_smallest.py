@@ -45,6 +45,7 @@ def test_there_are_enough_of_different_components():
     assert all(row(name) for name in SPACES)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", SPACES)
 def test_a_space_leaves_out_nothing_that_is_small(name):
     check_rising(COMPONENTS[vars(mutants)[name].component], SPACES[name], samples=30, furthest=12)

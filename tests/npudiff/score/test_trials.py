@@ -32,6 +32,7 @@ def by_method(found):
     return {name: [trial for trial in found if trial.method == name] for name in (method.name for method in METHODS)}
 
 
+@pytest.mark.slow
 def test_a_bug_of_large_numbers_is_ours(toy):
     table = by_method(trials(toy, toy.wrong_above(100)))
     assert [trial.found for trial in table["npudiff"]] == [True, True]

@@ -164,6 +164,7 @@ def test_the_end_of_the_input_ends_it_after_the_last_answer_and_leaves_nothing(t
     tempfile.tempdir = None
 
 
+@pytest.mark.slow
 def test_a_candidate_that_prints_much_is_right_all_the_same(judge):
     talks = RIGHT.replace('print("a candidate that talks")', 'print("much " * 50_000)')
     assert judge.ask(talks, examples=5, call_seconds=2.0)["verdict"] == "clean"

@@ -16,6 +16,7 @@ def draw(*shape, dtype, seed=0):
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) ** 3).to(dtype)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["rint", "round", "floor"])
 @pytest.mark.parametrize("width", [32, 70, 512, 1100])

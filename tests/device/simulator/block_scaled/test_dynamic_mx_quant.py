@@ -48,6 +48,7 @@ def golden(rows, ocp, name, mode="rint", size=32, alg=0, maximum=0.0):
     return torch.tensor(exponents), torch.tensor(numbers, dtype=torch.float64)
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("name", ["e4m3", "e5m2", "e2m1", "e1m2"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [32, 64, 70, 130])

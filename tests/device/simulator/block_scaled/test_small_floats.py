@@ -22,6 +22,7 @@ def values(name, ocp):
     return torch.cat([near, -near])
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", BY_NAME)
 @pytest.mark.parametrize("mode", small.ROUND_MODES)
 def test_every_number_goes_to_its_neighbour(ocp, name, mode):

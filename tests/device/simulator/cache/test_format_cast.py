@@ -229,6 +229,7 @@ def place(target, sizes, index):
     return ((row * -(-count // 16) + n // 16) * 16 + n % 16) * 16 + c % 16
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int8])
 @pytest.mark.parametrize(("target", "sizes"), [*IMAGES, *VOLUMES])
 def test_channels_lie_in_blocks_of_sixteen(target, sizes, dtype):

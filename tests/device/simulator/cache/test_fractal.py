@@ -78,6 +78,7 @@ def test_order_of_a_matrix_of_two_by_two_tiles():
     assert rows[63].tolist() == list(range(31 * 32 + 16, 31 * 32 + 32))
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(3, 5), (16, 32), (17, 33), (2, 3, 18, 40)])
 def test_every_element_has_its_place_and_padding_is_zero(dtype, sizes):

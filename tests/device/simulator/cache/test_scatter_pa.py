@@ -27,6 +27,7 @@ def test_norm(kit, dtype, slot_dtype, mode):
     assert torch.equal(v, expected[1])
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("tagged", [False, True])

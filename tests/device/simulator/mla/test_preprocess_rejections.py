@@ -74,6 +74,7 @@ UNDEFINED = [
 ]
 
 
+@pytest.mark.few(12)
 @pytest.mark.usefixtures("free")
 @pytest.mark.parametrize(("spoil", "message"), UNDEFINED, ids=[message[:40] for _, message in UNDEFINED])
 def test_undefined(pre, spoil, message):
@@ -189,6 +190,7 @@ def test_sizes_that_are_built_in(mla, pre, name, size, message):
         shaped(pre, **{name: size})
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("mode", ["krope_ctkv", "nzcache"])
 @pytest.mark.parametrize("block_size", [1, 127, 128, 129, 255, 256, 257])
 def test_block_sizes(mla, pre, mode, block_size):

@@ -14,6 +14,7 @@ def shapes(outputs):
     return [(tuple(t.shape), t.dtype) for t in outputs]
 
 
+@pytest.mark.few(21)
 @pytest.mark.parametrize("kind", ["meta", "fake"])
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("tokens", [(3,), (2, 2), (0,), (2, 0)])

@@ -125,6 +125,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.few(6)
 @both
 @pytest.mark.parametrize(("ranks", "experts", "apart", "shared", "sizes"), LAYOUTS)
 @pytest.mark.parametrize("kind", [0, 1])

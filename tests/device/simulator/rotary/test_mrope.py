@@ -62,6 +62,7 @@ SECTIONS = [
 ]
 
 
+@pytest.mark.few(18)
 @pytest.mark.parametrize("mode", ["half", "interleave"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("section", "head_size", "rotary_dim", "cache_mode"), SECTIONS)

@@ -96,6 +96,7 @@ def assert_row(found, query, keys, tiles=1):
     assert_attends(found, weights @ keys[:, :512], weights @ keys[:, :512].abs(), tiles)
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("mode", [0, 3])
 @pytest.mark.parametrize("layouts", LAYOUTS, ids="-".join)
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -56,6 +56,7 @@ def run(lab, layouts, queries, bytes_, indices, **options):
     )
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("mode", [0, 3])
 @pytest.mark.parametrize("layouts", LAYOUTS, ids="-".join)
 @pytest.mark.parametrize("dtype", DTYPES)

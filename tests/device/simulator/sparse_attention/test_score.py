@@ -255,6 +255,7 @@ def test_what_nothing_checks_is_undefined(change, message):
         call(Case().arguments(**change))
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -96,6 +96,7 @@ def test_the_script_gives_the_bits_that_were_wrong(scripts, name):
     assert wrong["wrong"], wrong["said"]
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("name", [*ALL, *OF_CALLS])
 def test_the_script_of_what_it_was_made_from_is_right(scripts, name):
     _, _, right = scripts[name]

@@ -113,6 +113,7 @@ def test_a_rank_that_calls_something_else_is_told_with_what_all_call(ranked, odd
     assert " call all_reduce sum of [1, 3] of torch.float32" in error.text
 
 
+@pytest.mark.slow
 def test_two_ranks_that_wait_for_each_other_give_up(ranked):
     def receives(part, target):
         dist.recv(part.rows.clone(), src=1 - dist.get_rank())

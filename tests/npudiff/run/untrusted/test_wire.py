@@ -57,6 +57,7 @@ def same(one, other):
         assert type(one) is type(other)
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("name", [name for name in component_names() if load_component(name).history is None])
 def test_inputs_of_every_component_arrive_bit_for_bit_with_their_strides(name, file):
     component = load_component(name)

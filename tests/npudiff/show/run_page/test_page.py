@@ -220,6 +220,7 @@ def test_names_of_all_kinds_become_addresses(tmp_path, record, job, make_finding
     assert link == f"../a%20b/https%3A/%C3%A9%23%3F%25/findings/{said.folder}/finding.html"
 
 
+@pytest.mark.slow
 def test_numbers_of_many_findings(page_of, many, tmp_path):
     content = many(tmp_path / "out", 300, implementations=3, symptoms=2)
     _, page = page_of(content)
