@@ -1,7 +1,7 @@
 """Cases that a chooser draws: given to Hypothesis as a strategy, or drawn without it.
 
-Hypothesis spends some three milliseconds on a case: it keeps a tree of all that was drawn, watches each choice, and
-seeds whatever random numbers there are. All of that serves to make a failing case smaller. Until one fails, a plain
+Hypothesis spends two milliseconds on a case: it keeps a tree of all that was drawn, watches each choice, and seeds
+whatever random numbers there are. All of that serves to make a failing case smaller. Until one fails, a plain
 ``Random`` draws from the same functions; then Hypothesis is handed the choices, and shrinks them.
 """
 
