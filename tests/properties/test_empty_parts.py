@@ -124,6 +124,7 @@ def rows_without_table(inputs, target):
     return ascend.torch_native.function(replace(inputs, full=replace(pool, block_table=table)), target)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_drops_experts_without_rows_is_found():
     failure = found("dynamic_quant", ends_named_once)
     assert (failure.case.tokens, failure.case.experts, failure.case.empty_experts) == (3, 3, "middle")

@@ -98,6 +98,7 @@ def test_the_regions_where_bugs_live_are_met_in_many_runs(drawn):
     assert found["shared and evicted"] > len(drawn) / 25
 
 
+@pytest.mark.slow
 def test_requests_meet_each_other(drawn):
     together = Counter()
     for trace in drawn:

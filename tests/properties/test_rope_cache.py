@@ -131,6 +131,7 @@ def test_offsets_of_sections_are_where_they_start():
     assert inputs.positions.tolist() == [*range(10), *range(40), *range(20)]
 
 
+@pytest.mark.slow
 def test_the_other_rope_is_another_one():
     for case in drawn(component, Constraints.of({"other": ("plain", "yarn", "theta")}), 150):
         inputs = build_inputs(case)

@@ -75,6 +75,7 @@ def test_every_kind_of_step_is_drawn_often(drawn):
     )  # the rarest, a restored request, is 1 of 33 in 360 traces
 
 
+@pytest.mark.slow
 def test_queries_and_keys_that_a_norm_sees_are_tiny_now_and_then(drawn):
     tiny = [trace for trace in drawn if trace.keys == "tiny"]
     assert len(tiny) > len(drawn) / 20  # one of six in 540 traces

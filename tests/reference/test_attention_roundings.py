@@ -63,6 +63,7 @@ def test_it_is_within_the_bound_that_it_asks_for_and_comes_near_it(name):
     assert all(low <= ratio <= 1 for low, ratio in zip(least, worst, strict=True)), worst
 
 
+@pytest.mark.slow
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", KERNELS)
 def test_only_those_who_ask_for_more_need_more(name):

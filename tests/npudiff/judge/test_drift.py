@@ -220,6 +220,7 @@ def test_what_is_allowed_is_not_found_however_long_one_looks():
     assert not found([drift])
 
 
+@pytest.mark.slow
 def test_rows_of_one_case_are_no_independent_witnesses():
     """Every case has an error of its own that all its rows share: thousands of rows that agree, and no drift."""
     generator = torch.Generator().manual_seed(6)

@@ -157,6 +157,7 @@ def test_the_same_seed_draws_the_same_traces_and_another_one_others(watched, tal
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_draws_the_same_traces_and_a_free_one_others(watched, tally):
     drawn = []
     for deterministic in (True, True, False, False):

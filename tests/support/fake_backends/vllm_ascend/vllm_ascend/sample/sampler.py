@@ -45,7 +45,9 @@ class AscendSampler:
         asked, vocabulary = sampling_metadata, logits.shape[1]
         generated = torch.stack([torch.bincount(torch.tensor(row, dtype=torch.int64), minlength=vocabulary)
                                  for row in output_token_ids]).to(logits.device)  # fmt: skip
-        given = torch.zeros(len(logits), vocabulary + 1, device=logits.device).scatter(1, asked.prompt_token_ids, 1.0)[:, :-1]
+        given = torch.zeros(len(logits), vocabulary + 1, device=logits.device).scatter(1, asked.prompt_token_ids, 1.0)[
+            :, :-1
+        ]
         seen = generated > 0 if told("prompt_unseen") else (generated > 0) | (given > 0)
         factor = torch.where(seen, asked.repetition_penalties.unsqueeze(1), 1.0)
         logits = torch.where(logits > 0, logits / factor, logits * factor)
