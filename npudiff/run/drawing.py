@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -99,8 +100,12 @@ class _Once:
 
 def _remembers(job: Job, budget: Budget) -> bool:
     """Whether a failing case of the job is remembered somewhere."""
-    folders = (budget.example_database_of(job), budget.shared_database_of(job))
-    return any(folder is not None and folder.is_dir() and any(folder.iterdir()) for folder in folders)
+    return has_cases(budget.example_database_of(job)) or has_cases(budget.shared_database_of(job))
+
+
+def has_cases(memory: Path | None) -> bool:
+    """Whether anything is in a folder in which failing cases are remembered, if there is one."""
+    return memory is not None and memory.is_dir() and any(memory.iterdir())
 
 
 def _with_hypothesis(

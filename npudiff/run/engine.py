@@ -26,7 +26,7 @@ from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, History, ImplementationRaised, NotApplicable
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
-from npudiff.run.drawing import Fails, draw_cases
+from npudiff.run.drawing import Fails, draw_cases, has_cases
 from npudiff.run.guidance import Guide, guide_of
 
 SHRINK_SECONDS = 30.0
@@ -457,8 +457,7 @@ def run_job(
     if budget.until is not None and time.monotonic() > budget.until:
         outcome.verdict = Verdict.NOT_APPLICABLE  # of hundreds of jobs that have no time left
         return outcome
-    memory = budget.example_database_of(job)
-    outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
+    outcome.remembered = has_cases(budget.example_database_of(job))
     history = job.subject.component.history
     if budget.guided and judge is None and budget.isolation is None and (guide := guide_of(job, budget)) is not None:
         judge = LocalJudge(guide.job)

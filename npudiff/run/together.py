@@ -22,7 +22,7 @@ from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import Component, ExpectedOutput
 from npudiff.model.fingerprint import fingerprint
 from npudiff.model.job import Budget, Job, Outcome
-from npudiff.run.drawing import Fails, draw_cases
+from npudiff.run.drawing import Fails, draw_cases, has_cases
 from npudiff.run.engine import NO_CASE, CaseRun, Progress, Stop, conclude
 from npudiff.run.messages import Task
 
@@ -51,8 +51,7 @@ def batches(tasks: Sequence[Task], chosen: Collection[int]) -> Iterator[tuple[in
 
 def _shares(job: Job, budget: Budget) -> bool:
     """Whether a job may have cases in common with others: not if there are some that it has to begin with."""
-    memory = budget.example_database_of(job)
-    remembers = bool(budget.explicit_cases) or (memory is not None and memory.is_dir() and any(memory.iterdir()))
+    remembers = bool(budget.explicit_cases) or has_cases(budget.example_database_of(job))
     return budget.together and job.subject.component.history is None and not job.prop.in_place and not remembers
 
 
